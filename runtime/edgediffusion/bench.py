@@ -1,0 +1,194 @@
+"""Latency per step of one bundle on this machine: the small tool, without peers.
+
+What is timed: each graph by itself, the sampler's arithmetic by itself, whole pictures, and,
+apart, cold starts in fresh processes. The workloads are interleaved round by round, because on a
+shared machine two minutes are not comparable. Raw samples are kept; medians are for reading.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from edgediffusion.bundle import Bundle, say_size
+from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
+from edgediffusion.errors import EngineError, RequestError
+from edgediffusion.golden import golden_inputs, read_tensors
+from edgediffusion.machine import machine_facts, peak_memory_mib
+from edgediffusion.noise import noise_source
+from edgediffusion.pipeline import Pipeline
+from edgediffusion.request import Request
+from edgediffusion.samplers import trajectory
+from edgediffusion.schedule import schedule_from_config
+
+SCHEMA: Final = "edgediffusion-bench/1"
+_PROMPT: Final = "a red circle above a blue square"
+_ENGINES: Final = ("text_encoder", "unet", "vae_decoder", "vae_tiny_decoder")
+
+_COLD_START: Final = """
+import sys, time
+import edgediffusion as ed
+bundle, device, steps, threads = sys.argv[1:]
+with ed.Pipeline.open(bundle, device=device, threads=int(threads)) as pipe:
+    pipe.generate(ed.Request(prompt="a red circle", steps=int(steps), seed=0))
+print(time.time_ns())
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What to measure and how often.
+
+    rounds, warmup : measured and discarded runs of every workload.
+    steps : steps of the end-to-end picture.
+    cold_starts : fresh processes, each timed from its start to its first picture.
+    """
+
+    rounds: int = 20
+    warmup: int = 3
+    steps: int = 20
+    cold_starts: int = 3
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("warmup", 0), ("steps", 1), ("cold_starts", 0)):
+            if getattr(self, name) < least:
+                raise RequestError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def bench(
+    bundle: Bundle, options: BenchOptions, on_progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Measure a bundle; return raw samples and facts as JSON-ready data.
+
+    ``samples_ms`` maps workloads to milliseconds; ``own_share`` holds, for each measured step,
+    the part of it that was not spent in the engine.
+    """
+    size = bundle.manifest.sizes[0]
+    with ExitStack() as stack:
+        pipe = stack.enter_context(
+            Pipeline.open(bundle.path, device=options.device, threads=options.threads)
+        )
+        own_share: list[float] = []
+        workloads = _engine_workloads(bundle, size, options, stack)
+        workloads["sampler_step"] = _sampler_workload(bundle, options.steps)
+        workloads["end_to_end"] = partial(_picture, pipe, options.steps, own_share)
+        samples = _interleave(workloads, options, own_share, on_progress)
+    samples["sampler_step"] = [ms / options.steps for ms in samples["sampler_step"]]
+    cold = [_cold_start(bundle, options, on_progress) for _ in range(options.cold_starts)]
+    return {
+        "schema": SCHEMA,
+        "timed": "engine calls alone; sampler arithmetic alone; end_to_end = tokenize to pixels",
+        "not_timed": "graph loading and bundle checks, except in cold_start (process to picture)",
+        "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256, "size": say_size(size)},
+        "options": asdict(options) | {"device": resolve_device(options.device)},
+        "machine": machine_facts(),
+        "samples_ms": samples | ({"cold_start": cold} if cold else {}),
+        "own_share": own_share,
+        "peak_memory_mib": peak_memory_mib(),
+    }
+
+
+def _engine_workloads(
+    bundle: Bundle, size: tuple[int, int], options: BenchOptions, stack: ExitStack
+) -> dict[str, Callable[[], object]]:
+    """One call of each graph of the default size, on its own golden inputs."""
+    workloads: dict[str, Callable[[], object]] = {}
+    engine_options = EngineOptions(threads=options.threads)
+    for name in _ENGINES:
+        if name not in bundle.manifest.components:
+            continue
+        component = bundle.manifest.components[name]
+        tensors = read_tensors(bundle.file(component.golden))
+        for graph in component.graphs:
+            if graph.size not in (None, size):
+                continue
+            engine = stack.enter_context(
+                open_engine(graph, bundle.path, options.device, engine_options)
+            )
+            inputs = golden_inputs(graph.golden[0], graph, tensors)
+            label = f"{name}_b{graph.batch}" if name == "unet" else name
+            workloads[label] = partial(_call, engine, inputs)
+    return workloads
+
+
+def _call(engine: Engine, inputs: Mapping[str, np.ndarray[Any, Any]]) -> object:
+    return engine(**inputs)
+
+
+def _sampler_workload(bundle: Bundle, steps: int) -> Callable[[], object]:
+    """All steps of the default sampler around a model that costs nothing."""
+    schedule = schedule_from_config(bundle.manifest.scheduler, steps=steps)
+    height, width = bundle.manifest.sizes[0]
+    scale = bundle.manifest.latent.downsampling
+    shape = (1, bundle.manifest.latent.channels, height // scale, width // scale)
+    prediction = np.zeros(shape, np.float32)
+
+    def run() -> object:
+        noise = noise_source([0])
+        steps = trajectory(schedule, lambda sample, timestep: prediction, noise(shape), rng=noise)
+        return [step.latents for step in steps]
+
+    return run
+
+
+def _picture(pipe: Pipeline, steps: int, own_share: list[float]) -> object:
+    result = pipe.generate(Request(prompt=_PROMPT, steps=steps, seed=0))
+    timings = result.timings
+    own_share += [1 - unet / step for unet, step in zip(timings.unet, timings.step, strict=True)]
+    return result
+
+
+def _interleave(
+    workloads: Mapping[str, Callable[[], object]],
+    options: BenchOptions,
+    own_share: list[float],
+    on_progress: Callable[[str], None],
+) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in workloads}
+    for index in range(-options.warmup, options.rounds):
+        if index == 0:
+            own_share.clear()
+        phase = f"round {index + 1} of {options.rounds}" if index >= 0 else "warm-up"
+        for name, run in workloads.items():
+            on_progress(f"{phase}: {name}")
+            elapsed = time_call(run)
+            if index >= 0:
+                samples[name].append(elapsed)
+    return samples
+
+
+def time_call(run: Callable[[], object], clock: Callable[[], int] = time.perf_counter_ns) -> float:
+    """Return the milliseconds that ``run`` took. It must not return before its work is done."""
+    start = clock()
+    run()
+    return (clock() - start) / 1e6
+
+
+def _cold_start(
+    bundle: Bundle, options: BenchOptions, on_progress: Callable[[str], None]
+) -> float:
+    """Milliseconds from the start of a fresh process to its first picture of four steps."""
+    on_progress("cold start")
+    arguments = [str(bundle.path), options.device, "4", str(options.threads)]
+    start = time.time_ns()
+    child = subprocess.run(
+        [sys.executable, "-c", _COLD_START, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    if child.returncode != 0:
+        raise EngineError(f"a cold start failed: {child.stderr.strip().splitlines()[-1:]}")
+    return (int(child.stdout) - start) / 1e6

@@ -1,0 +1,325 @@
+"""The command line. It parses, shows progress and prints; the work is done by the library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import edgediffusion as ed
+from edgediffusion.bench import BenchOptions
+from edgediffusion.bench import bench as run_bench
+from edgediffusion.bundle import say_size
+from edgediffusion.errors import OutputError, RequestError
+from edgediffusion.files import write_atomically
+from edgediffusion.timing import summarize
+
+app = typer.Typer(
+    name="edgediffusion",
+    help="Diffusion models on edge machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+BundleOption = Annotated[
+    str | None,
+    typer.Option("--bundle", "-b", metavar="BUNDLE", help="Folder or name; default: the demo."),
+]
+BundleArgument = Annotated[
+    str | None, typer.Argument(metavar="[BUNDLE]", help="Folder or name; default: the demo.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Which device runs the graphs; see `devices`.")]
+ThreadsOption = Annotated[int, typer.Option(help="Threads per graph; 0: one per core.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path(
+        "out.png"
+    ),
+    bundle: BundleOption = None,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1: off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; default: a random one.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Spacing: leading, karras, ...")] = None,
+    negative: Annotated[str, typer.Option(help="What the picture stays away from.")] = "",
+    batch: Annotated[int, typer.Option(help="Number of pictures; seeds count up.")] = 1,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, one of the bundle's.")] = None,
+    decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle has one.")] = "full",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Make a picture from a prompt."""
+    targets = _targets(output, batch)
+    request = ed.Request(
+        prompt=prompt,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        sampler=sampler,
+        schedule=schedule,
+        batch=batch,
+        size=_parse_size(size) if size else None,
+        decoder=_decoder(decoder),
+    )
+    with ed.Pipeline.open(bundle, device=device, threads=threads) as pipe:
+        result = _show_steps(pipe, request)
+    for index, target in enumerate(targets):
+        result.save(target, index)
+        timings = result.timings
+        _out.print(
+            f"{escape(str(target))}  seed {result.seeds[index]}, {result.request.steps} steps, "
+            f"{result.request.sampler}, guidance {result.request.guidance:g}, "
+            f"{result.device}, {timings.total / 1000:.2f} s"
+        )
+    for name, cut in result.truncated.items():
+        _err.print(f"note: the end of the {name} did not fit and was left out: {escape(cut)!r}")
+
+
+@app.command()
+def embed(
+    texts: Annotated[list[str], typer.Argument(help="Texts to embed.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write .npy or .json; default: stdout.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="pooled (one vector a text) or hidden.")] = "pooled",
+    bundle: BundleOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Turn texts into embeddings."""
+    if kind not in ("pooled", "hidden"):
+        raise RequestError(f"unknown kind {kind!r}: known: pooled, hidden")
+    if output is not None and output.suffix not in (".npy", ".json"):
+        raise OutputError(f"{output} must end in .npy or .json")
+    with ed.Pipeline.open(bundle, device=device) as pipe:
+        embeddings = pipe.embed(texts)
+    values = embeddings.pooled if kind == "pooled" else embeddings.hidden
+    if output is None:
+        sys.stdout.write(msgspec.json.encode(values.tolist()).decode() + "\n")
+    else:
+        _write(output, _npy(values) if output.suffix == ".npy" else _json(values.tolist()))
+        _out.print(f"{escape(str(output))}  {values.dtype} {values.shape}")
+    for text, cut in zip(texts, embeddings.truncated, strict=True):
+        if cut:
+            _err.print(f"note: the end of {escape(text[:20])!r}… did not fit: {escape(cut)!r}")
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument = None, device: DeviceOption = "auto", threads: ThreadsOption = 0
+) -> None:
+    """Check every hash and run every golden vector on this machine; exit code 0 or 1."""
+    from edgediffusion.engine import EngineOptions, resolve_device
+
+    opened = ed.Bundle.open(bundle)
+    failed = 0
+    for check in ed.verify(opened, resolve_device(device), EngineOptions(threads=threads)):
+        failed += not check.passed
+        mark = "[green]ok  [/]" if check.passed else "[red]FAIL[/]"
+        _out.print(f"{mark} {escape(check.subject)}  {escape(check.detail)}")
+    if failed:
+        _err.print(f"error: {failed} check(s) failed")
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    bundle: BundleArgument = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest itself.")] = False,
+) -> None:
+    """Show what a bundle holds."""
+    opened = ed.Bundle.open(bundle)
+    manifest = opened.manifest
+    if json:
+        sys.stdout.write((opened.path / "manifest.json").read_text(encoding="utf-8"))
+        return
+    facts = {
+        "name": manifest.name,
+        "folder": str(opened.path),
+        "family": manifest.family,
+        "sizes": ", ".join(map(say_size, manifest.sizes)),
+        "precision": f"{manifest.precision}, stored {manifest.store}",
+        "on disk": f"{opened.bytes_on_disk / 2**20:.1f} MiB",
+        "scheduler": str(manifest.scheduler.get("_class_name")),
+        "defaults": f"{manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}",
+        "licence": manifest.license,
+        "source": f"{manifest.source.checkpoint} {manifest.source.revision or ''}".strip(),
+        "exported": f"{manifest.created} with "
+        + ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+    }
+    for key, value in facts.items():
+        _out.print(f"{key:>10}  {escape(value)}")
+    table = Table("graph", "parameters", "precision", "L2 to PyTorch", "gate")
+    for component in manifest.components.values():
+        for graph in component.graphs:
+            parity = graph.parity
+            count = f"{component.parameters:,}"
+            table.add_row(graph.file, count, graph.precision, f"{parity.l2:.1e}", f"{parity.gate:g}")
+    _out.print(table)
+
+
+@app.command()
+def bench(
+    bundle: BundleArgument = None,
+    json: Annotated[Path | None, typer.Option(help="Write raw samples and facts here.")] = None,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Discarded rounds.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of the end-to-end picture.")] = 20,
+    cold_starts: Annotated[int, typer.Option(help="Fresh processes to time.")] = 3,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Measure the latency per step on this machine."""
+    options = BenchOptions(
+        rounds=rounds,
+        warmup=warmup,
+        steps=steps,
+        cold_starts=cold_starts,
+        device=device,
+        threads=threads,
+    )
+    opened = ed.Bundle.open(bundle)
+    with _err.status("starting") as status:
+        report = run_bench(opened, options, status.update)
+    if json is not None:
+        _write(json, _json(report))
+    print_report(report)
+
+
+@app.command()
+def devices() -> None:
+    """Show which devices work here, and why the others don't."""
+    for report in ed.devices():
+        mark = "[green]yes[/]" if report.works else "[red]no [/]"
+        _out.print(f"{mark} {report.name:<13} {escape(report.detail)}")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the medians of a benchmark report."""
+    title = f"{report['bundle']['name']} {report['bundle']['size']} on {report['machine']['cpu']}"
+    table = Table("ms", "median", "p90", "min", "samples", title=title)
+    for name, samples in report["samples_ms"].items():
+        s = summarize(samples)
+        table.add_row(name, f"{s.median:.3f}", f"{s.p90:.3f}", f"{s.min:.3f}", str(s.count))
+    _out.print(table)
+    share = summarize(report["own_share"])
+    _out.print(f"runtime's own share of a step: median {share.median:.2%}, p90 {share.p90:.2%}")
+    if report["peak_memory_mib"] is not None:
+        _out.print(f"peak memory: {report['peak_memory_mib']:.0f} MiB")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every expected error is one line on stderr and exit code 1."""
+    _add_commands()
+    try:
+        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+    except ed.EdgeDiffusionError as error:
+        _err.print(f"[bold red]error:[/] {escape(str(error))}")
+        return 1
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _err.print("stopped")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's usage errors print themselves
+            raise
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _add_commands() -> None:
+    """Add the subcommands that other parts of the project bring: the exporter's ``export``."""
+    known = {command.name for command in app.registered_commands}
+    for entry in metadata.entry_points(group="edgediffusion.commands"):
+        if entry.name not in known:
+            app.command(entry.name)(entry.load())
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=_err, transient=True) as progress:
+        yield progress
+
+
+def _show_steps(pipe: ed.Pipeline, request: ed.Request) -> ed.Result:
+    stream = pipe.stream(request)
+    with _progress() as progress:
+        task = progress.add_task("loading", total=None)
+        for step in stream:
+            progress.update(
+                task, description="denoising", completed=step.index + 1, total=step.total
+            )
+    assert step.result is not None, "the last step carries the result"
+    return step.result
+
+
+def _targets(output: Path, batch: int) -> list[Path]:
+    """The files to write, checked before the work is done and not after."""
+    if output.suffix.lower() != ".png":
+        raise OutputError(f"{output} must end in .png, the format that is written")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output} cannot be written: the folder {output.parent} does not exist")
+    if output.is_dir():
+        raise OutputError(f"{output} cannot be written: it is a folder")
+    if batch <= 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(batch)]
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise RequestError(f"a size is written HEIGHTxWIDTH, e.g. 512x512, got {text!r}")
+    return int(height), int(width)
+
+
+def _decoder(text: str) -> Literal["full", "tiny"]:
+    if text not in ("full", "tiny"):
+        raise RequestError(f"unknown decoder {text!r}: known: full, tiny")
+    return text  # type: ignore[return-value]
+
+
+def _json(data: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n"
+
+
+def _npy(values: np.ndarray[Any, Any]) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

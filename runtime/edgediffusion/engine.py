@@ -1,0 +1,138 @@
+"""One small engine contract for every backend: names to arrays, checked at the border."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediffusion.errors import DeviceError, EngineError, choices
+from edgediffusion.manifest import GraphSpec, TensorSpec
+
+Array = NDArray[np.generic]
+
+BACKENDS: Final[Mapping[str, str]] = {"cpu": "edgediffusion.engine_ort"}
+"""Device name to the module that opens graphs on it. Imported only when asked for."""
+
+PLANNED: Final = ("openvino", "cuda", "tensorrt", "tensorrt-rtx")
+"""Devices that the design names and this version does not have yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How engines use the machine.
+
+    threads : threads per graph; 0 means one for each physical core.
+    spin : let idle threads spin between calls. Saves some microseconds a call and burns whole
+        cores while the program waits, so it is off.
+    """
+
+    threads: int = 0
+    spin: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise DeviceError(f"threads must be at least 0 (0: one per core), got {self.threads}")
+
+
+class Backend(Protocol):
+    """A graph that some library loaded. Inputs are checked before they come here."""
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Compute all outputs, in the order of the graph's spec; the arrays are the caller's."""
+
+    def close(self) -> None:
+        """Free the memory of the graph."""
+
+
+class Engine:
+    """A loaded graph: ``engine(sample=..., timestep=...)`` returns a dict of output arrays.
+
+    Use it as a context manager. Inputs must have exactly the names, dtypes and shapes of
+    ``spec``; outputs are new arrays.
+    """
+
+    def __init__(self, spec: GraphSpec, device: str, backend: Backend) -> None:
+        self.spec = spec
+        self.device = device
+        self._backend: Backend | None = backend
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run the graph once. Raises EngineError on wrong inputs or when the backend fails."""
+        if self._backend is None:
+            raise EngineError(f"{self.spec.file} is closed: open it again before running it")
+        faults = _input_faults(self.spec, inputs)
+        if faults:
+            raise EngineError(f"{self.spec.file} got wrong inputs:\n  " + "\n  ".join(faults))
+        outputs = self._backend.run(inputs)
+        return {tensor.name: out for tensor, out in zip(self.spec.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        """Free the graph's memory; closing twice is fine."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_engine(
+    spec: GraphSpec, folder: Path, device: str = "cpu", options: EngineOptions | None = None
+) -> Engine:
+    """Load the graph ``spec`` of the bundle in ``folder`` on ``device``.
+
+    Raises DeviceError for a device that is unknown or not available, EngineError for a graph
+    that does not load or is not what ``spec`` says.
+    """
+    module = importlib.import_module(BACKENDS[resolve_device(device)])
+    backend: Backend = module.open_backend(spec, folder / spec.file, options or EngineOptions())
+    return Engine(spec, resolve_device(device), backend)
+
+
+def resolve_device(device: str) -> str:
+    """Turn a device's name, or ``auto``, into the name of one that this version can run."""
+    if device == "auto":
+        return "cpu"
+    if device in BACKENDS:
+        return device
+    available = ", ".join(["auto", *BACKENDS])
+    if device in PLANNED:
+        raise DeviceError(
+            f"device {device!r} is not supported by this version of edgediffusion; "
+            f"available: {available}"
+        )
+    raise DeviceError(f"unknown device {device!r}: {choices(device, ['auto', *BACKENDS, *PLANNED])}")
+
+
+def _input_faults(spec: GraphSpec, inputs: Mapping[str, Array]) -> list[str]:
+    """Every mismatch at once: names, dtypes, shapes."""
+    expected = {tensor.name: tensor for tensor in spec.inputs}
+    faults = [f"{name}: is missing, graph takes {_say(expected[name])}"
+              for name in expected if name not in inputs]
+    for name, array in inputs.items():
+        tensor = expected.get(name)
+        if tensor is None:
+            faults.append(f"{name}: unknown, graph takes {', '.join(expected)}")
+        elif array.dtype.name != tensor.dtype or array.shape != tensor.shape:
+            got = f"{array.dtype.name} {array.shape}"
+            faults.append(f"{name}: got {got}, graph takes {_say(tensor)}")
+    return faults
+
+
+def _say(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype} {tensor.shape}"

@@ -1,0 +1,350 @@
+"""Prompt to picture: encode the text, denoise the latents, decode them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediffusion._version import __version__
+from edgediffusion.bundle import Bundle
+from edgediffusion.denoiser import Denoiser
+from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
+from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
+from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
+from edgediffusion.manifest import LatentSpec
+from edgediffusion.noise import noise_source
+from edgediffusion.picture import save_png
+from edgediffusion.request import Plan, Request, plan_request
+from edgediffusion.samplers import trajectory
+from edgediffusion.schedule import Schedule, schedule_from_config
+from edgediffusion.timing import Stopwatch, Timings
+from edgediffusion.tokenizer import Tokenizer, Tokens
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Pictures and how they came about.
+
+    images : uint8 array of shape (batch, height, width, 3).
+    latents : float32 array of shape (batch, channels, h, w), as the sampler left them.
+    request : the request with every default filled in; it makes the same pictures again.
+    seeds : the seed of each image.
+    truncated : for ``prompt`` and ``negative``, the end that did not fit into the text encoder.
+    dropped_options : scheduler options of another class that the chosen sampler has no use for.
+    device : the device that ran every graph.
+    """
+
+    images: NDArray[np.uint8]
+    latents: Float
+    request: Request
+    seeds: tuple[int, ...]
+    truncated: dict[str, str]
+    dropped_options: tuple[str, ...]
+    device: str
+    bundle: str
+    bundle_sha256: str
+    timings: Timings
+
+    def recipe(self, index: int = 0) -> dict[str, Any]:
+        """Return as JSON-ready data what is needed to make image ``index`` again."""
+        single = {"seed": self.seeds[index], "batch": 1}
+        if self.request.noise_layout == "diffusers-batch":
+            single = {"seed": list(self.seeds), "batch": len(self.seeds)}
+        request = {f: getattr(self.request, f) for f in self.request.__dataclass_fields__} | single
+        return {
+            "request": request,
+            "image": index,
+            "bundle": self.bundle,
+            "bundle_sha256": self.bundle_sha256,
+            "version": __version__,
+            "device": self.device,
+        }
+
+    def save(self, path: str | os.PathLike[str], index: int = 0) -> None:
+        """Write image ``index`` as PNG with its recipe; raises OutputError."""
+        save_png(path, self.images[index], self.recipe(index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the sampler, 0-based. The last one carries the result.
+
+    sigma : the noise level that the latents are left with, 0 at the end.
+    latents : float32 array of shape (batch, channels, h, w), in the sampler's own scaling.
+    denoised : the picture that the model predicted from here, same shape.
+    """
+
+    index: int
+    total: int
+    sigma: float
+    latents: Float
+    denoised: Float
+    result: Result | None = None
+    _latent: LatentSpec = field(repr=False)
+
+    def preview(self) -> NDArray[np.uint8]:
+        """Show the predicted picture, uint8 (batch, h, w, 3) at latent size, in microseconds."""
+        return preview_pixels(self.denoised, self._latent)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Text embeddings.
+
+    hidden : float32 (texts, tokens, width), the states that condition the UNet.
+    pooled : float32 (texts, width), one vector a text.
+    truncated : for each text, the end that did not fit.
+    """
+
+    hidden: Float
+    pooled: Float
+    truncated: tuple[str, ...]
+
+
+class Pipeline:
+    """A bundle made ready to run on one device.
+
+    Graphs load when they are first needed and stay until ``close``. Calls from several threads
+    queue; ``cancel`` may be called from any thread.
+    """
+
+    def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
+        self.bundle = bundle
+        self.device = device
+        self._options = options
+        self._engines: dict[str, Engine] = {}
+        self._tokenizer: Tokenizer | None = None
+        self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
+        self._turn = threading.Lock()
+        self._owner: int | None = None
+        self._cancelled = threading.Event()
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> Self:
+        """Open a bundle by path or name (None: the demo) on ``device``.
+
+        Raises a BundleError for a bundle that is missing or damaged, DeviceError for a device
+        that cannot run it.
+        """
+        return cls(Bundle.open(bundle), resolve_device(device), EngineOptions(threads=threads))
+
+    def generate(self, request: Request) -> Result:
+        """Make the pictures of ``request``. Raises Cancelled after ``cancel``."""
+        result = None
+        for step in self.stream(request):
+            result = step.result
+        assert result is not None, "the last step carries the result"
+        return result
+
+    def stream(self, request: Request) -> Iterator[Step]:
+        """Make the pictures of ``request``, yielding each step; the last one has ``.result``.
+
+        Leaving the loop early abandons the run. The request is checked here, not at the first
+        step.
+        """
+        plan = plan_request(request, self.bundle)
+        schedule = schedule_from_config(
+            self.bundle.manifest.scheduler,
+            steps=plan.steps,
+            sampler=plan.sampler,
+            spacing=plan.schedule,
+        )
+        steps = self._run(plan, schedule)
+        self._streams.add(steps)
+        return steps
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return the text embeddings of ``texts``, computed one by one."""
+        if isinstance(texts, str) or not texts:
+            raise RequestError("embed takes a list of at least one text, e.g. embed(['a circle'])")
+        with self._my_turn():
+            tokens = [self._tokens(text) for text in texts]
+            outputs = [self._text_states(each) for each in tokens]
+        hidden = np.concatenate([states for states, _ in outputs])
+        pooled = np.concatenate([pool for _, pool in outputs])
+        return Embeddings(hidden, pooled, tuple(each.dropped for each in tokens))
+
+    def cancel(self) -> None:
+        """Make the run in progress, if any, raise Cancelled at its next step."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Free all graphs; abandons unfinished streams, waits for a call in progress."""
+        for steps in list(self._streams):
+            with suppress(ValueError):  # it is running in another thread: the lock waits for it
+                steps.close()
+        with self._my_turn():
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, plan: Plan, schedule: Schedule) -> Generator[Step]:
+        with self._my_turn():
+            self._cancelled.clear()
+            watch = Stopwatch()
+            states, truncated = self._encode(plan, watch)
+            denoiser = self._denoiser(plan, states, watch)
+            noise = noise_source(plan.seeds, plan.noise_layout)
+            latent = self.bundle.manifest.latent
+            shape = (len(plan.seeds), *denoiser.unet.spec.outputs[0].shape[1:])
+            steps = trajectory(schedule, denoiser, noise(shape), rng=noise)
+            for state in watch.each(steps):
+                self._check_cancelled()
+                require_finite(state.latents, "unet", f"at step {state.index + 1}")
+                step = Step(
+                    index=state.index,
+                    total=state.total,
+                    sigma=state.sigma,
+                    latents=state.latents,
+                    denoised=state.denoised,
+                    _latent=latent,
+                )
+                if state.index + 1 < state.total:
+                    yield step
+            images = self._decode(plan, state.latents, watch)
+            result = Result(
+                images=images,
+                latents=state.latents,
+                request=_filled_in(plan, schedule),
+                seeds=plan.seeds,
+                truncated=truncated,
+                dropped_options=schedule.dropped,
+                device=self.device,
+                bundle=self.bundle.manifest.name,
+                bundle_sha256=self.bundle.sha256,
+                timings=watch.timings(unet_ms=denoiser.engine_ms),
+            )
+            yield replace(step, result=result)
+
+    def _encode(self, plan: Plan, watch: Stopwatch) -> tuple[Float, dict[str, str]]:
+        texts = {"negative": plan.negative} if plan.guided else {}
+        texts |= {"prompt": plan.prompt}
+        tokens = {}
+        with watch("tokenize"):
+            for name, text in texts.items():
+                tokens[name] = self._tokens(text)
+        self._engine("text_encoder", watch=watch)
+        with watch("text_encoder"):
+            states = [self._text_states(each)[0] for each in tokens.values()]
+        context = np.concatenate(states)
+        require_finite(context, "text_encoder", "from the prompt")
+        return context, {name: each.dropped for name, each in tokens.items() if each.dropped}
+
+    def _denoiser(self, plan: Plan, states: Float, watch: Stopwatch) -> Denoiser:
+        batches = self.bundle.batches("unet", plan.size)
+        batch = len(states) if len(states) in batches else 1
+        if batch not in batches:
+            raise RequestError(
+                f"bundle {self.bundle.manifest.name} has UNet graphs of batch "
+                f"{', '.join(map(str, sorted(batches)))} only, guidance {plan.guidance} needs "
+                "batch 1: raise guidance above 1, or export again with --batch 1"
+            )
+        return Denoiser(self._engine("unet", batch, plan.size, watch), states, plan.guidance)
+
+    def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
+        engine = self._engine(plan.decoder, 1, plan.size, watch)
+        latent = self.bundle.manifest.latent
+        if plan.decoder == "vae_decoder":
+            latents = latents / np.float32(latent.scaling_factor) + np.float32(latent.shift_factor)
+        dtype = engine.spec.inputs[0].dtype
+        with watch(plan.decoder):
+            decoded = np.concatenate(
+                [
+                    engine(latent_sample=image[np.newaxis].astype(dtype))["sample"]
+                    for image in latents
+                ]
+            )
+        require_finite(decoded, plan.decoder, "from finite latents")
+        images = to_pixels(decoded)
+        require_picture(images, plan.decoder)
+        return images
+
+    def _engine(
+        self,
+        component: str,
+        batch: int = 1,
+        size: tuple[int, int] | None = None,
+        watch: Stopwatch | None = None,
+    ) -> Engine:
+        spec = self.bundle.graph(component, batch=batch, size=size)
+        if spec.file not in self._engines:
+            with (watch or Stopwatch())("load"):
+                self._engines[spec.file] = open_engine(
+                    spec, self.bundle.path, self.device, self._options
+                )
+        return self._engines[spec.file]
+
+    def _tokens(self, text: str) -> Tokens:
+        if self._tokenizer is None:
+            spec = self.bundle.manifest.tokenizer
+            self._tokenizer = Tokenizer(spec, self.bundle.file(spec.file))
+        return self._tokenizer.encode(text)
+
+    def _text_states(self, tokens: Tokens) -> tuple[Float, Float]:
+        outputs = self._engine("text_encoder")(input_ids=tokens.ids)
+        hidden = outputs[self.bundle.manifest.conditioning.hidden_state]
+        return hidden.astype(np.float32), outputs["pooler_output"].astype(np.float32)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("the run was cancelled")
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """Queue for the pipeline; a call inside one's own unfinished stream is an error."""
+        me = threading.get_ident()
+        if self._owner == me:
+            raise EdgeDiffusionError(
+                "this thread is still inside a stream() of this pipeline: finish or close it "
+                "before the next call, or open a second Pipeline"
+            )
+        with self._turn:
+            self._owner = me
+            try:
+                yield
+            finally:
+                self._owner = None
+
+
+def _filled_in(plan: Plan, schedule: Schedule) -> Request:
+    return Request(
+        prompt=plan.prompt,
+        negative=plan.negative,
+        steps=plan.steps,
+        guidance=plan.guidance,
+        seed=plan.seeds[0] if len(plan.seeds) == 1 else plan.seeds,
+        sampler=schedule.sampler,
+        schedule=plan.schedule,
+        batch=len(plan.seeds),
+        size=plan.size,
+        decoder="full" if plan.decoder == "vae_decoder" else "tiny",
+        noise_layout=plan.noise_layout,
+    )

@@ -1,0 +1,168 @@
+"""What the user asks, and what it means for one bundle."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from edgediffusion.bundle import Bundle, say_size
+from edgediffusion.errors import RequestError, choices
+from edgediffusion.samplers import SAMPLERS
+
+NoiseLayout = Literal["per-image", "diffusers-batch"]
+MAX_STEPS = 1000
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture, or a batch of them; None means the bundle's own default.
+
+    prompt, negative : what to show and what to stay away from; an empty prompt is valid.
+    steps : sampler steps, 1 to 1000.
+    guidance : scale of classifier-free guidance; at most 1 runs without it.
+    seed : an int counts up from image to image; a sequence gives each image its own;
+        None draws one and reports it in the result.
+    sampler : ddim, euler, ...; see ``edgediffusion.SAMPLERS``.
+    schedule : spacing of the noise levels: leading, trailing, linspace, karras.
+    batch : number of pictures. Image i equals the single picture of its seed.
+    size : (height, width) in pixels, one of the bundle's.
+    decoder : ``full`` or ``tiny``, the small fast decoder where the bundle has one.
+    noise_layout : ``per-image``, or ``diffusers-batch`` to draw the batch as one tensor.
+    """
+
+    prompt: str = ""
+    negative: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | Sequence[int] | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    batch: int = 1
+    size: tuple[int, int] | None = None
+    decoder: Literal["full", "tiny"] = "full"
+    noise_layout: NoiseLayout = "per-image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request with every default filled in and checked against a bundle."""
+
+    prompt: str
+    negative: str
+    steps: int
+    guidance: float
+    seeds: tuple[int, ...]
+    sampler: str | None
+    schedule: str | None
+    size: tuple[int, int]
+    decoder: str
+    noise_layout: NoiseLayout
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part (diffusers: guidance_scale > 1)."""
+        return self.guidance > 1
+
+
+def plan_request(request: Request, bundle: Bundle) -> Plan:
+    """Fill in the bundle's defaults and check the request; raises RequestError."""
+    defaults = bundle.manifest.defaults
+    steps = defaults.steps if request.steps is None else request.steps
+    guidance = defaults.guidance if request.guidance is None else request.guidance
+    sampler = defaults.sampler if request.sampler is None else request.sampler
+    _check_text(request)
+    _check_count("steps", steps, MAX_STEPS)
+    _check_count("batch", request.batch, MAX_BATCH)
+    if not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
+        raise RequestError(f"guidance must be a finite number, got {guidance!r}")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise RequestError(f"unknown sampler {sampler!r}: {choices(sampler, SAMPLERS)}")
+    _check_choice("noise_layout", request.noise_layout, ("per-image", "diffusers-batch"))
+    return Plan(
+        prompt=request.prompt,
+        negative=request.negative,
+        steps=steps,
+        guidance=float(guidance),
+        seeds=_seeds(request),
+        sampler=sampler,
+        schedule=request.schedule,
+        size=_size(request.size, bundle),
+        decoder=_decoder(request.decoder, bundle),
+        noise_layout=request.noise_layout,
+    )
+
+
+def request_from_recipe(recipe: dict[str, Any]) -> Request:
+    """Build the request that makes a picture again from the JSON in its PNG."""
+    known = {field.name for field in fields(Request)}
+    chosen = {name: value for name, value in recipe.items() if name in known}
+    if isinstance(chosen.get("size"), list):
+        chosen["size"] = tuple(chosen["size"])
+    return Request(**chosen)
+
+
+def _check_text(request: Request) -> None:
+    for name in ("prompt", "negative"):
+        value = getattr(request, name)
+        if not isinstance(value, str):
+            raise RequestError(f"{name} must be a string, got {type(value).__name__}")
+
+
+def _check_count(name: str, value: object, largest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+        raise RequestError(f"{name} must be a whole number from 1 to {largest}, got {value!r}")
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise RequestError(f"unknown {name} {value!r}: {choices(str(value), known)}")
+
+
+def _seeds(request: Request) -> tuple[int, ...]:
+    seed = secrets.randbits(32) if request.seed is None else request.seed
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = tuple(seed)
+    else:
+        seeds = tuple(_seed(seed) + i for i in range(request.batch))
+    for value in seeds:
+        _seed(value)
+    if len(seeds) != request.batch:
+        raise RequestError(
+            f"got {len(seeds)} seeds for a batch of {request.batch}: pass one for each image, "
+            "or one int to count up from"
+        )
+    return seeds
+
+
+def _seed(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+        raise RequestError(f"a seed is a whole number from 0 to 2**64 - 1, got {value!r}")
+    return value
+
+
+def _size(size: tuple[int, int] | None, bundle: Bundle) -> tuple[int, int]:
+    sizes = bundle.manifest.sizes
+    if size is None:
+        return sizes[0]
+    if tuple(size) not in sizes:
+        have = ", ".join(map(say_size, sizes))
+        raise RequestError(
+            f"bundle {bundle.manifest.name} has no graphs for {say_size(size)}; it has {have}. "
+            f"Ask for one of these, or export again with --size {say_size(size)}"
+        )
+    return size
+
+
+def _decoder(decoder: str, bundle: Bundle) -> str:
+    _check_choice("decoder", decoder, ("full", "tiny"))
+    component = {"full": "vae_decoder", "tiny": "vae_tiny_decoder"}[decoder]
+    if component not in bundle.manifest.components:
+        raise RequestError(
+            f"bundle {bundle.manifest.name} has no {decoder} decoder: its checkpoint had no "
+            "vae_tiny folder at export; use decoder='full'"
+        )
+    return component

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgediffusion.errors import ManifestError
+from edgediffusion.manifest import dump_manifest, parse_manifest, read_manifest
+from tests.manifests import tensor, valid_manifest
+
+
+def parse(data: object) -> Any:
+    return parse_manifest(json.dumps(data).encode())
+
+
+def test_a_valid_manifest_survives_the_round_trip() -> None:
+    manifest = parse(valid_manifest())
+    assert manifest.sizes == ((64, 64),)
+    assert parse_manifest(dump_manifest(manifest)) == manifest
+    assert dump_manifest(parse_manifest(dump_manifest(manifest))) == dump_manifest(manifest)
+
+
+def test_unknown_fields_are_ignored_so_that_format_1_can_grow() -> None:
+    data = valid_manifest() | {"added_in_2027": {"anything": [1]}}
+    assert parse(data) == parse(valid_manifest())
+
+
+def test_a_newer_format_is_named_before_anything_else() -> None:
+    with pytest.raises(ManifestError, match=r"bundle format 2.*reads up to 1: upgrade"):
+        parse({"format": 2, "all": "different"})
+
+
+def test_all_faults_are_reported_at_once_with_their_paths() -> None:
+    data = valid_manifest()
+    del data["license"]
+    data["latent"]["channels"] = "four"
+    data["components"]["unet"]["graphs"][0]["precision"] = "fp12"
+    data["components"]["unet"]["graphs"][0]["golden"][0]["inputs"]["sample"] = {"type": "magic"}
+    data["tokenizer"]["bos"] = True
+    with pytest.raises(ManifestError, match=r"5 fault") as caught:
+        parse(data)
+    for expected in (
+        "$.license: is missing",
+        "$.latent.channels: got string, expected int",
+        "$.components.unet.graphs[0].precision: got 'fp12', expected 'fp16' or 'fp32'",
+        "$.components.unet.graphs[0].golden[0].inputs.sample.type: got 'magic'",
+        "$.tokenizer.bos: got boolean, expected int",
+    ):
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), 0, r"\$.format: got 0, expected 1"),
+        (("latent", "scaling_factor"), 0, r"\$.latent: .* scaling_factor not 0"),
+        (("latent", "rgb"), [[1, 1, 1]], r"\$.latent.rgb: got 1 rows, expected 4"),
+        (("latent", "rgb_bias"), [1], r"\$.latent.rgb_bias: got 1 items, expected 3"),
+        (("defaults", "steps"), 0, r"\$.defaults.steps: got 0, expected at least 1"),
+        (("tokenizer", "file"), "x.json", r"\$.tokenizer.file: 'x.json' is not listed"),
+        (("tokenizer", "length"), 2, r"\$.tokenizer.length: got 2, expected at least 3"),
+        (("components", "unet", "graphs"), [], r"\$.components.unet.graphs: is empty"),
+        (("components", "unet", "graphs"), {}, r"graphs: got object, expected array"),
+        (("components", "unet"), 7, r"\$.components.unet: got number 7, expected object"),
+        (("components",), [], r"\$.components: got array, expected object"),
+        (("components", "unet", "weights"), "unet/w", r"'unet/w' is not listed in \$.files"),
+        (("components", "unet", "golden"), "tokenizer/tokenizer.json", r"lies outside the comp"),
+        (("components", "unet", "graphs", 0, "batch"), 0, r"batch: got 0, expected at least 1"),
+        (("components", "unet", "graphs", 0, "size"), [0, 8], r"size: got \(0, 8\), expected two"),
+        (("components", "unet", "graphs", 0, "size"), "big", r"size: got string, expected"),
+        (("components", "unet", "graphs", 0, "inputs"), [], r"needs at least one tensor"),
+        (("components", "unet", "graphs", 0, "outputs"), [tensor("a", -1)], r"\(-1,\), not static"),
+    ],
+)
+def test_each_fault_is_named(path: tuple[Any, ...], value: object, message: str) -> None:
+    data = valid_manifest()
+    place: Any = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ManifestError, match=message):
+        parse(data)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../b", "C:/x", "a\\b", "a//b", ".x", ""])
+def test_a_path_that_could_leave_the_bundle_is_refused(path: str) -> None:
+    data = valid_manifest()
+    data["files"][path] = {"size": 1, "sha256": "0" * 64}
+    with pytest.raises(ManifestError, match="is not a plain relative path inside the bundle"):
+        parse(data)
+
+
+def test_a_missing_component_is_named() -> None:
+    data = valid_manifest()
+    del data["components"]["vae_decoder"]
+    with pytest.raises(ManifestError, match=r"\$.components: vae_decoder is missing"):
+        parse(data)
+
+
+def test_a_bad_hash_is_named() -> None:
+    data = valid_manifest()
+    data["files"]["tokenizer/tokenizer.json"]["sha256"] = "XYZ"
+    with pytest.raises(ManifestError, match="needs a size of at least 0 and a lower-case hex"):
+        parse(data)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b'{"format": NaN}', b"[" * 100_000])
+def test_what_is_not_json_is_said_to_be_damaged(raw: bytes) -> None:
+    with pytest.raises(ManifestError, match="is not valid JSON"):
+        parse_manifest(raw)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"is not a bundle: it has no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(ManifestError, match="cannot be read"):
+        read_manifest(tmp_path)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(data=st.data(), value=_JSON)
+def test_any_field_replaced_by_anything_is_valid_or_a_manifest_error(
+    data: st.DataObject, value: object
+) -> None:
+    manifest = valid_manifest()
+    place: Any = manifest
+    while True:
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(list(keys)))
+        if not isinstance(place[key], (dict, list)) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = value
+    try:
+        parse(manifest)
+    except ManifestError as error:
+        assert str(error)
+
+
+@given(raw=st.binary(max_size=64))
+def test_any_bytes_are_valid_or_a_manifest_error(raw: bytes) -> None:
+    with pytest.raises(ManifestError):
+        parse_manifest(raw)
