@@ -86,7 +86,9 @@ class Bundle:
         spec = self.manifest.components.get(component)
         if spec is None:
             known = choices(component, self.manifest.components)
-            raise RequestError(f"bundle {self.manifest.name} has no component {component!r}: {known}")
+            raise RequestError(
+                f"bundle {self.manifest.name} has no component {component!r}: {known}"
+            )
         for graph in spec.graphs:
             if graph.batch == batch and graph.size in (None, size):
                 return graph
@@ -181,7 +183,9 @@ def _named_bundles() -> Iterator[Path]:
     """The user's bundles, then the shipped ones, which win where names meet."""
     for home in (user_bundles(), _SHIPPED):
         if home.is_dir():
-            yield from sorted(p for p in home.iterdir() if p.is_dir() and not p.name.startswith("."))
+            yield from sorted(
+                p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".")
+            )
 
 
 def say_size(size: tuple[int, int]) -> str:

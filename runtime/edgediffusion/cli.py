@@ -172,7 +172,9 @@ def info(
         for graph in component.graphs:
             parity = graph.parity
             count = f"{component.parameters:,}"
-            table.add_row(graph.file, count, graph.precision, f"{parity.l2:.1e}", f"{parity.gate:g}")
+            table.add_row(
+                graph.file, count, graph.precision, f"{parity.l2:.1e}", f"{parity.gate:g}"
+            )
     _out.print(table)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.engine import Engine
+from edgediffusion.image import require_finite
 
 Float = NDArray[np.float32]
 
@@ -47,14 +48,16 @@ class Denoiser:
 
     def _guided(self, image: Float) -> Float:
         if len(self._context) == 1:
-            return self._predict(image, self._context)[0]
+            alone: Float = self._predict(image, self._context)[0]
+            return alone
         if self._batch == 2:
             negative, positive = self._predict(image, self._context)
         else:
             (negative,), (positive,) = (
                 self._predict(image, row[np.newaxis]) for row in self._context
             )
-        return negative + np.float32(self.guidance) * (positive - negative)
+        guided: Float = negative + np.float32(self.guidance) * (positive - negative)
+        return guided
 
     def _predict(self, image: Float, context: NDArray[Any]) -> Float:
         self._sample[:] = image
@@ -63,4 +66,6 @@ class Denoiser:
             sample=self._sample, timestep=self._timestep, encoder_hidden_states=context
         )
         self.engine_ms.append((time.perf_counter_ns() - start) / 1e6)
-        return outputs["out_sample"].astype(np.float32, copy=False)
+        prediction: Float = outputs["out_sample"].astype(np.float32, copy=False)
+        require_finite(prediction, "unet", f"at timestep {self._timestep[0]:g}")
+        return prediction

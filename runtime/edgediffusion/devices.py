@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 
 from edgediffusion.engine import BACKENDS, PLANNED
 
@@ -30,7 +29,10 @@ def _probe() -> tuple[bool, str]:
     try:
         import onnxruntime
     except ImportError as error:
-        return False, f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime"
+        return (
+            False,
+            f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime",
+        )
     if clash := _clashing():
         return True, (
             f"ONNX Runtime {onnxruntime.__version__}; but {' and '.join(clash)} share one import "
@@ -41,6 +43,8 @@ def _probe() -> tuple[bool, str]:
 
 def _clashing() -> list[str]:
     """Distributions that overwrite each other's files, where more than one is installed."""
+    from importlib import metadata  # costs more than the rest of this module's imports together
+
     found = []
     for name in ("onnxruntime", *_RIVALS):
         try:

@@ -116,14 +116,19 @@ def resolve_device(device: str) -> str:
             f"device {device!r} is not supported by this version of edgediffusion; "
             f"available: {available}"
         )
-    raise DeviceError(f"unknown device {device!r}: {choices(device, ['auto', *BACKENDS, *PLANNED])}")
+    raise DeviceError(
+        f"unknown device {device!r}: {choices(device, ['auto', *BACKENDS, *PLANNED])}"
+    )
 
 
 def _input_faults(spec: GraphSpec, inputs: Mapping[str, Array]) -> list[str]:
     """Every mismatch at once: names, dtypes, shapes."""
     expected = {tensor.name: tensor for tensor in spec.inputs}
-    faults = [f"{name}: is missing, graph takes {_say(expected[name])}"
-              for name in expected if name not in inputs]
+    faults = [
+        f"{name}: is missing, graph takes {_say(expected[name])}"
+        for name in expected
+        if name not in inputs
+    ]
     for name, array in inputs.items():
         tensor = expected.get(name)
         if tensor is None:

@@ -5,7 +5,7 @@
     EdgeDiffusionError
     ├── BundleError            a bundle cannot be used
     │   ├── BundleNotFound     no bundle of that name or at that path
-    │   ├── ManifestError      manifest.json is missing, malformed, inconsistent or of a newer format
+    │   ├── ManifestError      the manifest is missing, malformed, inconsistent or newer
     │   ├── IntegrityError     a file is missing, truncated or differs from its sha256
     │   └── UnsafePath         a path or link leaves the folder it belongs to
     ├── RequestError           what was asked for makes no sense (also a ValueError)

@@ -30,7 +30,7 @@ def preview_pixels(latents: Float, spec: LatentSpec) -> Pixels:
     A linear fit from latent channels to RGB, made at export and kept in the manifest.
     """
     rgb = np.einsum("bchw,cr->bhwr", latents, np.array(spec.rgb, np.float32), optimize=True)
-    unit = np.clip(rgb + np.array(spec.rgb_bias, np.float32), 0, 1)
+    unit: Float = np.clip(rgb + np.array(spec.rgb_bias, np.float32), 0, 1)
     return (unit * 255).round().astype(np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES if _installed(name)},
+        "libraries": _versions(),
     }
 
 
@@ -47,7 +47,7 @@ def peak_memory_mib() -> float | None:
 
 
 def _cpu() -> tuple[str, set[str]]:
-    fields = {}
+    fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
@@ -65,9 +65,11 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -62,7 +62,7 @@ def request_from_png(path: str | os.PathLike[str]) -> Request:
     try:
         with Image.open(path) as image:
             image.load()
-            recipe = msgspec.json.decode(image.info[RECIPE_KEY])
+            recipe = msgspec.json.decode(image.info[RECIPE_KEY].encode())
         return request_from_recipe(recipe["request"])
     except FileNotFoundError:
         raise RequestError(f"{path} does not exist") from None

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,10 +58,12 @@ class Result:
 
     def recipe(self, index: int = 0) -> dict[str, Any]:
         """Return as JSON-ready data what is needed to make image ``index`` again."""
-        single = {"seed": self.seeds[index], "batch": 1}
-        if self.request.noise_layout == "diffusers-batch":
-            single = {"seed": list(self.seeds), "batch": len(self.seeds)}
-        request = {f: getattr(self.request, f) for f in self.request.__dataclass_fields__} | single
+        drawn_together = self.request.noise_layout == "diffusers-batch"
+        seeds = {
+            "seed": list(self.seeds) if drawn_together else self.seeds[index],
+            "batch": len(self.seeds) if drawn_together else 1,
+        }
+        request = {f.name: getattr(self.request, f.name) for f in fields(self.request)} | seeds
         return {
             "request": request,
             "image": index,
@@ -218,7 +220,6 @@ class Pipeline:
             steps = trajectory(schedule, denoiser, noise(shape), rng=noise)
             for state in watch.each(steps):
                 self._check_cancelled()
-                require_finite(state.latents, "unet", f"at step {state.index + 1}")
                 step = Step(
                     index=state.index,
                     total=state.total,

@@ -108,5 +108,3 @@ def _kind(data: object) -> str:
 
 def _name(info: inspect.Type) -> str:
     return type(info).__name__.removesuffix("Type").lower()
-
-

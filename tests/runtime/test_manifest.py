@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def test_each_fault_is_named(path: tuple[Any, ...], value: object, message: str)
         parse(data)
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../b", "C:/x", "a\\b", "a//b", ".x", ""])
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "a/../b", "C:/x", "a\\b", "a//b", ".x", ""]
+)
 def test_a_path_that_could_leave_the_bundle_is_refused(path: str) -> None:
     data = valid_manifest()
     data["files"][path] = {"size": 1, "sha256": "0" * 64}
@@ -145,10 +148,8 @@ def test_any_field_replaced_by_anything_is_valid_or_a_manifest_error(
             break
         place = place[key]
     place[key] = value
-    try:
+    with suppress(ManifestError):
         parse(manifest)
-    except ManifestError as error:
-        assert str(error)
 
 
 @given(raw=st.binary(max_size=64))

@@ -1,0 +1,145 @@
+"""Write the figures in README.md and models/README.md from the committed results.
+
+    python benchmarks/tables.py            # rewrite the pages
+    python benchmarks/tables.py --check    # exit 1 where a page does not say what the results say
+
+A page marks a place with ``<!-- NAME -->``, and what stands between it and ``<!-- /NAME -->`` is
+made here. So no figure is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from edgediffusion.timing import summarize
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results" / "xeon-amx-2core"
+PAGES: Final = (ROOT / "README.md", ROOT / "models" / "README.md", ROOT / "models/shapes/README.md")
+
+
+def read(path: Path) -> Any:
+    """Read a results file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Lay out a Markdown table, numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def latency() -> str:
+    """Medians of the demo and of Stable Diffusion 1.5's architecture."""
+    reports = {
+        "shapes 128x128": read(RESULTS / "shapes.json"),
+        "SD 1.5 512x512": read(RESULTS / "full_size.json")["bench"],
+    }
+    rows = []
+    for name in reports["shapes 128x128"]["samples_ms"]:
+        cells = [reading(report["samples_ms"].get(name)) for report in reports.values()]
+        rows.append([f"`{name}`", *cells])
+    shares = [f"{summarize(report['own_share']).median:.2%}" for report in reports.values()]
+    memory = [f"{report['peak_memory_mib']:,.0f} MiB" for report in reports.values()]
+    steps = " and ".join(str(report["options"]["steps"]) for report in reports.values())
+    facts = reports["shapes 128x128"]["machine"]
+    rows += [["runtime's own share of a step", *shares], ["peak memory of the run", *memory]]
+    return (
+        f"Median (p90) in milliseconds, fp32, ONNX Runtime {facts['libraries']['onnxruntime']}, "
+        f"{facts['cores']} cores of {facts['cpu']} (shared and noisy); `end_to_end` is a picture "
+        f"of {steps} steps with guidance, `cold_start` a fresh process up to its first picture of "
+        "four steps, `import` its part for `import edgediffusion`. Raw samples: "
+        "`benchmarks/results/`.\n\n" + table(["", *reports], rows)
+    )
+
+
+def reading(samples: list[float] | None) -> str:
+    """A median with its 90th percentile."""
+    if not samples:
+        return "-"
+    s = summarize(samples)
+    digits = 0 if s.median >= 100 else 2
+    return f"{s.median:,.{digits}f} ({s.p90:,.{digits}f})"
+
+
+def full_size() -> str:
+    """What the full-size run measured."""
+    figures = read(RESULTS / "full_size.json")
+    stages, picture = figures["stages"], figures["picture"]
+    worst = max(parity["l2"] for parity in figures["parity"].values())
+    rows = [
+        ["export", f"{stages['export']['seconds']:.0f} s, peak memory "
+         f"{stages['export']['peak_memory_mib'] / 1024:.1f} GiB"],
+        ["bundle", f"{figures['bundle_bytes'] / 2**30:.2f} GiB"],
+        ["worst graph against PyTorch, L2", f"{worst:.1e}"],
+        [f"final latents of a {picture['steps']}-step picture against diffusers, L2",
+         f"{picture['latents_l2']:.1e}"],
+        ["that picture, PSNR", f"{picture['psnr_db']:.1f} dB"],
+        ["its standard deviation (0..255)", f"{picture['picture_std']:.1f}"],
+        ["peak memory of making it", f"{stages['edgediffusion']['peak_memory_mib'] / 1024:.1f} GiB "
+         f"(diffusers: {stages['diffusers']['peak_memory_mib'] / 1024:.1f} GiB)"],
+    ]  # fmt: skip
+    return table(["Stable Diffusion 1.5's architecture, random weights, 512x512", ""], rows)
+
+
+def score() -> str:
+    """The judge's verdict on the demo."""
+    return str(scores(read(ROOT / "models/shapes/results/score.json")))
+
+
+def scores(data: dict[str, Any]) -> str:
+    """Accuracy with its 95 % interval, for held-out and seen captions side by side."""
+    groups = ("held_out", "seen")
+    names = list(data["held_out"]["scores"])
+    rows = [
+        [name, *[interval(data[group]["scores"].get(name)) for group in groups]] for name in names
+    ]
+    return table(["", "held out of training", "seen in training"], rows)
+
+
+def interval(value: dict[str, Any] | None) -> str:
+    """One rate with its Wilson interval and its count."""
+    if not value:
+        return "-"
+    low, high = value["interval"]
+    return f"{value['rate']:.1%} ({low:.1%} to {high:.1%}, n={value['count']})"
+
+
+TABLES: Final[dict[str, Callable[[], str]]] = {
+    "latency": latency,
+    "full_size": full_size,
+    "score": score,
+}
+
+
+def rendered(text: str) -> str:
+    """The page with every table made anew."""
+    for name, make in TABLES.items():
+        place = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+        if place.search(text):
+            made = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+            text = place.sub(lambda _, made=made: made, text)  # type: ignore[misc]
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the pages, or check them."""
+    stale = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if rendered(text) != text:
+            stale.append(page)
+            if "--check" not in arguments:
+                page.write_text(rendered(text), encoding="utf-8")
+    for page in stale:
+        print(f"{'stale' if '--check' in arguments else 'rewritten'}: {page.relative_to(ROOT)}")
+    return int(bool(stale) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""``edgediffusion export``: the command that this package adds to the runtime's command line."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgediffusion.errors import CheckpointError
+from edgediffusion.manifest import MANIFEST_NAME, read_manifest
+from edgediffusion_export.options import ExportOptions, parse_size
+
+PACKAGES: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "huggingface_hub")
+
+
+def require_packages() -> None:
+    """Raise CheckpointError, naming the install, unless the extra ``export`` is there."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise CheckpointError(
+            f"export needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            "installed: pip install edgediffusion[export]"
+        )
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Diffusers folder, or a hub id (ORG/NAME).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
+    size: Annotated[
+        list[str] | None, typer.Option(help="HEIGHTxWIDTH; repeat for more. Default: the model's.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="UNet batch; repeat for more. Default: 1 and 2.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
+    store: Annotated[
+        str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="cpu.")] = None,
+    name: Annotated[str | None, typer.Option(help="Default: the checkpoint's name.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="SPDX id. Default: what the checkpoint says.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    steps: Annotated[int, typer.Option(help="The bundle's default steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="The bundle's default guidance.")] = 7.5,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Turn a PyTorch checkpoint into a verified bundle."""
+    require_packages()
+    options = ExportOptions(
+        checkpoint=checkpoint,
+        output=output,
+        sizes=tuple(parse_size(text) for text in size or ()),
+        batches=tuple(batch or (1, 2)),
+        precision=precision,
+        store=store,
+        targets=tuple(target or ("cpu",)),
+        name=name,
+        license=license,
+        revision=revision,
+        steps=steps,
+        guidance=guidance,
+        force=force,
+    )
+    started = time.perf_counter()
+    bundle = _export_with_progress(options)
+    print_summary(bundle, time.perf_counter() - started)
+
+
+def print_summary(bundle: Path, seconds: float, console: Console | None = None) -> None:
+    """Print the graphs with what was measured, and the size on disk."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    manifest = read_manifest(bundle)
+    table = Table("graph", "parameters", "precision", "L2 to PyTorch", "gate")
+    for component in manifest.components.values():
+        for graph in component.graphs:
+            parity = f"{graph.parity.l2:.1e}", f"{graph.parity.gate:g}"
+            table.add_row(graph.file, f"{component.parameters:,}", graph.precision, *parity)
+    console.print(table)
+    for component in manifest.components.values():
+        for note in sorted(
+            {f"{graph.file}: {graph.note}" for graph in component.graphs if graph.note}
+        ):
+            console.print(f"note: {note}", markup=False)
+    total = sum(file.size for file in manifest.files.values())
+    total += (bundle / MANIFEST_NAME).stat().st_size
+    console.print(
+        f"{bundle}  {total / 2**20:.1f} MiB, licence {manifest.license}, {seconds:.0f} s",
+        markup=False,
+    )
+
+
+def _export_with_progress(options: ExportOptions) -> Path:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading PyTorch", total=None)
+        from edgediffusion_export.exporter import export_checkpoint
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return export_checkpoint(options, show)

@@ -1,0 +1,220 @@
+"""One network: measured with PyTorch, traced, packed, and proven by the runtime's own engine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import torch
+from safetensors.numpy import save
+
+from edgediffusion.errors import ParityError
+from edgediffusion.golden import relative_l2
+from edgediffusion.manifest import (
+    GATES,
+    ComponentSpec,
+    GoldenCase,
+    GraphSpec,
+    Precision,
+    StoredTensor,
+)
+from edgediffusion_export.golden import (
+    Golden,
+    latent_scale,
+    noise_cases,
+    text_cases,
+    unet_cases,
+)
+from edgediffusion_export.graphs import Network
+from edgediffusion_export.job import Job
+from edgediffusion_export.latent_rgb import fit_latent_rgb
+from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph
+from edgediffusion_export.parity import Outputs, measure, reference
+from edgediffusion_export.precision import find_overflow
+from edgediffusion_export.weights import WeightStore, is_matrix
+
+WEIGHTS_FILE: Final = "weights.safetensors"
+GOLDEN_FILE: Final = "golden.safetensors"
+
+
+@dataclass
+class Subject:
+    """A graph with the inputs to measure it by and PyTorch's outputs for them."""
+
+    spec: GraphSpec
+    cases: list[GoldenCase]
+    wanted: list[Outputs]
+
+
+def export_component(job: Job, network: Network) -> ComponentSpec:
+    """Write one network's graphs, weights and golden vectors; raises ParityError."""
+    job.begin(f"{network.name}: loading")
+    module = job.checkpoint.load(network.part)
+    if network.name == "vae_encoder":
+        job.latent_rgb = fit_latent_rgb(network, module, job.architecture)
+    job.begin(f"{network.name}: computing references with PyTorch")
+    golden = Golden()
+    precision, note = _choose_precision(job, network, module)
+    subjects = _subjects(job, network, module, precision, golden)
+    store = store_precision(job, network.part, precision)
+    if precision == "fp32" and store == "fp16":
+        note = _round_weights(network, module, subjects, golden) or note
+    if network.name == "text_encoder":
+        job.text_states = np.concatenate([out["last_hidden_state"] for out in subjects[0].wanted])
+    count = sum(parameter.numel() for parameter in _parameters(network, module).values())
+    tensors = _pack(job, network, module.half() if precision == "fp16" else module, subjects, store)
+    del module
+    gc.collect()
+    graphs = tuple(_prove(job, network, subject, golden, note) for subject in subjects)
+    golden_file = f"{network.name}/{GOLDEN_FILE}"
+    job.staging.write(golden_file, [save(golden.tensors)])
+    return ComponentSpec(graphs, f"{network.name}/{WEIGHTS_FILE}", golden_file, count, tensors)
+
+
+def store_precision(job: Job, part: str, precision: Precision) -> Precision:
+    """What a network's matrices are kept in: fp16 graphs hold fp16, the others what was asked."""
+    if precision == "fp16":
+        return "fp16"
+    asked = job.options.store or ("fp32" if job.options.precision == "fp32" else "source")
+    if asked == "source":
+        return job.checkpoint.parts[part].dtype
+    return "fp16" if asked == "fp16" else "fp32"
+
+
+def _choose_precision(
+    job: Job, network: Network, module: torch.nn.Module
+) -> tuple[Precision, str | None]:
+    """fp16 where it was asked for and the network stays within its range; else fp32, and why."""
+    if job.options.precision == "fp32":
+        return "fp32", None
+    tried = {spec.size: spec for spec in reversed(job.specs(network, "fp16"))}
+    for spec in tried.values():
+        golden = Golden()
+        cases = _cases(job, network, spec, golden)
+        overflow = find_overflow(
+            module,
+            lambda spec=spec, cases=cases, golden=golden: reference(  # type: ignore[misc]
+                network, module, spec, cases, golden.tensors
+            ),
+        )
+        if overflow is not None:
+            return "fp32", str(overflow)
+    return "fp16", None
+
+
+def _subjects(
+    job: Job, network: Network, module: torch.nn.Module, precision: Precision, golden: Golden
+) -> list[Subject]:
+    subjects = []
+    for spec in job.specs(network, precision):
+        cases = _cases(job, network, spec, golden)
+        wanted = reference(network, module, spec, cases, golden.tensors)
+        subjects.append(Subject(spec, cases, wanted))
+    return subjects
+
+
+def _cases(job: Job, network: Network, spec: GraphSpec, golden: Golden) -> list[GoldenCase]:
+    if network.name == "text_encoder":
+        return text_cases(golden, job.token_ids)
+    if network.name == "unet":
+        return unet_cases(golden, spec, job.text_states, job.architecture)
+    return noise_cases(spec, latent_scale(network.name, job.architecture))
+
+
+def _round_weights(
+    network: Network, module: torch.nn.Module, subjects: Sequence[Subject], golden: Golden
+) -> str | None:
+    """Compute with the weights that float16 storage keeps, and say what that costs.
+
+    Weights that came in float16 lose nothing. The graphs are then held to the fp32 gate against
+    the rounded weights, and the rounding itself to the fp16 gate.
+    """
+    if not _round_to_float16(_parameters(network, module)):
+        return None
+    worst = 0.0
+    for subject in subjects:
+        rounded = reference(network, module, subject.spec, subject.cases, golden.tensors)
+        for exact, got in zip(subject.wanted, rounded, strict=True):
+            worst = max(worst, *(relative_l2(got[name], exact[name]) for name in exact))
+        subject.wanted = rounded
+    if not worst <= GATES["fp16"]:
+        raise ParityError(
+            f"{network.name}: rounding the weights to float16 changes the outputs by a relative L2 "
+            f"of {worst:.2g}, more than {GATES['fp16']:g}. No bundle was written. Export with "
+            "--store fp32"
+        )
+    return (
+        f"weights rounded to float16 for storage: the outputs differ from the checkpoint's by a "
+        f"relative L2 of {worst:.2g}; parity is measured against the rounded weights"
+    )
+
+
+def _round_to_float16(parameters: Mapping[str, torch.Tensor]) -> bool:
+    """Round the matrices in place; whether that changed any number."""
+    changed = False
+    for parameter in parameters.values():
+        if is_matrix(parameter.shape):
+            rounded = parameter.half().float()
+            changed = changed or not torch.equal(rounded, parameter)
+            parameter.copy_(rounded)
+    return changed
+
+
+def _parameters(network: Network, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that a network uses of its part, by the module's names."""
+    return {
+        name: parameter.detach()
+        for name, parameter in module.named_parameters()
+        if not network.prefixes or name.startswith(network.prefixes)
+    }
+
+
+def _pack(
+    job: Job,
+    network: Network,
+    module: torch.nn.Module,
+    subjects: Sequence[Subject],
+    store: Precision,
+) -> dict[str, StoredTensor]:
+    """Trace all graphs, write their shared weights and then the graphs that point into them."""
+    parameters = _parameters(network, module)
+    names = job.checkpoint.tensor_names(network.part, parameters)
+    weights = WeightStore(
+        {names[name]: tensor.numpy() for name, tensor in parameters.items()},
+        source=job.checkpoint.parts[network.part].dtype,
+        store=store,
+    )
+    traced_names = {TRACED_PREFIX + name: names[name] for name in parameters}
+    traced = []
+    for subject in subjects:
+        job.begin(f"{subject.spec.file}: tracing")
+        model = export_graph(network, subject.spec, module)
+        traced.append((subject.spec, model, weights.adopt(model, traced_names)))
+    job.begin(f"{network.name}: writing weights")
+    job.staging.write(f"{network.name}/{WEIGHTS_FILE}", weights.chunks())
+    for spec, model, links in traced:
+        weights.link(model, links, WEIGHTS_FILE)
+        graph = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+        job.staging.write(spec.file, [graph])
+    return weights.tensors()
+
+
+def _prove(
+    job: Job, network: Network, subject: Subject, golden: Golden, note: str | None
+) -> GraphSpec:
+    """Pass the parity gate, and keep PyTorch's outputs as golden vectors."""
+    spec = subject.spec
+    job.begin(f"{spec.file}: proving")
+    parity = measure(spec, job.staging.folder, subject.cases, golden.tensors, subject.wanted)
+    stem = spec.file.removeprefix(f"{network.name}/").removesuffix(".onnx")
+    cases = tuple(
+        GoldenCase(case.inputs, {name: golden.keep_output(f"{stem}.{i}.{name}", array)
+                                 for name, array in wanted.items()})
+        for i, (case, wanted) in enumerate(zip(subject.cases, subject.wanted, strict=True))
+    )  # fmt: skip
+    return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note)

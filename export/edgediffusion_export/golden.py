@@ -1,0 +1,107 @@
+"""Golden cases: the seeded inputs by which every graph is measured, here and on any machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediffusion.manifest import GoldenCase, GraphSpec, Noise, Stored
+from edgediffusion_export.architecture import Architecture
+
+Array = NDArray[np.generic]
+
+PROMPTS: Final = (
+    "",
+    "a red circle above a blue square on a white background",
+    "An oil painting of 3 ships in a storm, dramatic light, highly detailed, " * 12,
+)
+"""Empty, ordinary, and longer than any text encoder takes."""
+
+MOMENTS: Final = (0.95, 0.5, 0.0)
+"""Where in the noise schedule the UNet is measured: start, middle, end."""
+
+SEEDS: Final = (11, 12)
+PICTURE_SCALE: Final = 0.5
+SAMPLED: Final = 1 << 15
+"""Outputs of more than twice this many numbers are compared at this many places."""
+TEXT_BYTES: Final = 1 << 20
+"""Text states up to this size are stored; for larger batches noise of their scale stands in."""
+
+
+@dataclass
+class Golden:
+    """The golden tensors of one component and the texts' states that flow between components."""
+
+    tensors: dict[str, Array] = field(default_factory=dict)
+
+    def keep(self, name: str, array: Array) -> Stored:
+        """Store an input or output under ``name``."""
+        self.tensors[name] = np.ascontiguousarray(array)
+        return Stored(name)
+
+    def keep_output(self, name: str, array: Array) -> Stored:
+        """Store an output, or a sample of it with the places that were sampled."""
+        flat = array.astype(np.float32).reshape(-1)
+        if flat.size <= 2 * SAMPLED:
+            return self.keep(name, flat.reshape(array.shape))
+        places = f"places.{flat.size}"
+        if places not in self.tensors:
+            draw = np.random.Generator(np.random.PCG64(flat.size))
+            chosen = draw.choice(flat.size, SAMPLED, replace=False)
+            self.tensors[places] = np.sort(chosen).astype(np.int64)
+        return Stored(self.keep(name, flat[self.tensors[places]]).tensor, places)
+
+
+def text_cases(golden: Golden, ids: Sequence[NDArray[np.int64]]) -> list[GoldenCase]:
+    """One case for each tokenized prompt."""
+    return [
+        GoldenCase(_inputs(input_ids=golden.keep(f"input_ids.{i}", row)), {})
+        for i, row in enumerate(ids)
+    ]
+
+
+def unet_cases(
+    golden: Golden, spec: GraphSpec, states: NDArray[np.float32], architecture: Architecture
+) -> list[GoldenCase]:
+    """Unit noise at the start, the middle and the end of the schedule, with real text states."""
+    text = _text_input(golden, spec.batch, states)
+    cases = []
+    for seed, moment in enumerate(MOMENTS):
+        timestep = 1 + int(moment * architecture.train_timesteps)
+        stored = golden.keep(f"timestep.{timestep}", np.array([timestep], np.float32))
+        inputs = _inputs(sample=Noise(seed), timestep=stored, encoder_hidden_states=text)
+        cases.append(GoldenCase(inputs, {}))
+    return cases
+
+
+def noise_cases(spec: GraphSpec, scale: float) -> list[GoldenCase]:
+    """Noise of a scale for graphs with a single input."""
+    (tensor,) = spec.inputs
+    return [GoldenCase({tensor.name: Noise(seed, scale)}, {}) for seed in SEEDS]
+
+
+def latent_scale(component: str, architecture: Architecture) -> float:
+    """The standard deviation of what a decoder gets, or of the picture that the encoder gets."""
+    scales: Mapping[str, float] = {
+        "vae_decoder": 1 / abs(architecture.scaling_factor),
+        "vae_encoder": PICTURE_SCALE,
+        "vae_tiny_decoder": 1.0,
+    }
+    return scales[component]
+
+
+def _inputs(**recipes: Noise | Stored) -> dict[str, Noise | Stored]:
+    return recipes
+
+
+def _text_input(golden: Golden, batch: int, states: NDArray[np.float32]) -> Stored | Noise:
+    """The states of the first prompts in turn, as guidance stacks them."""
+    rows = np.concatenate([states[i % len(states)][None] for i in range(batch)])
+    if rows.nbytes > TEXT_BYTES:
+        return Noise(len(PROMPTS), math.sqrt(float(np.mean(np.square(states)))))
+    return golden.keep(f"encoder_hidden_states.b{batch}", rows)

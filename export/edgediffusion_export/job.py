@@ -1,0 +1,65 @@
+"""What the steps of one export share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediffusion.manifest import GraphSpec, Precision
+from edgediffusion_export.architecture import check_size
+from edgediffusion_export.bundle import Staging
+from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
+from edgediffusion_export.options import ExportOptions
+from edgediffusion_export.source import Checkpoint
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is done next, how many steps are done, and how many there are."""
+
+_OWN_STEPS = 1
+_STEPS_PER_NETWORK = 3
+_STEPS_PER_GRAPH = 2
+
+
+class Job:
+    """One export: what was asked, the checkpoint, where files go, and what flows between networks.
+
+    token_ids : the golden prompts as the text encoder gets them.
+    text_states : the text encoder's states for them, which the UNet is measured with.
+    latent_rgb : the fit for previews, once the VAE encoder was there.
+    """
+
+    def __init__(
+        self,
+        options: ExportOptions,
+        checkpoint: Checkpoint,
+        staging: Staging,
+        progress: Progress | None = None,
+    ) -> None:
+        self.options = options
+        self.checkpoint = checkpoint
+        self.architecture = checkpoint.architecture
+        self.staging = staging
+        self.sizes = tuple(dict.fromkeys(options.sizes or (self.architecture.default_size,)))
+        for size in self.sizes:
+            check_size(size, self.architecture)
+        self.networks = tuple(n for n in NETWORKS if n.part in checkpoint.parts)
+        self.token_ids: list[NDArray[np.int64]] = []
+        self.text_states: NDArray[np.float32] = np.empty(0, np.float32)
+        self.latent_rgb: tuple[tuple[float, float, float], ...] = ()
+        self._progress = progress or (lambda what, done, total: None)
+        self._done = 0
+        graphs = sum(len(self.specs(network, "fp32")) for network in self.networks)
+        per_network = _STEPS_PER_NETWORK * len(self.networks)
+        self._total = _OWN_STEPS + per_network + _STEPS_PER_GRAPH * graphs
+
+    def specs(self, network: Network, precision: Precision) -> list[GraphSpec]:
+        """The graphs that a network gets."""
+        batches = sorted(set(self.options.batches))
+        return list(graph_specs(network, self.architecture, self.sizes, batches, precision))
+
+    def begin(self, what: str) -> None:
+        """Tell the caller what happens next."""
+        self._progress(what, self._done, self._total)
+        self._done += 1

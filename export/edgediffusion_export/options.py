@@ -1,0 +1,77 @@
+"""What can be asked of an export."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgediffusion.errors import DeviceError, RequestError, choices
+from edgediffusion_export.architecture import Size
+
+PRECISIONS: Final = ("fp32", "fp16")
+STORES: Final = ("source", "fp32", "fp16")
+TARGETS: Final = ("cpu",)
+MAX_BATCH: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """One export.
+
+    checkpoint : a diffusers folder, or a hub id like ``ORG/NAME``.
+    output : the folder to make; an existing bundle there is replaced only with ``force``.
+    sizes : pictures' (height, width); empty means the size that the UNet was trained at.
+    batches : batch sizes of the UNet's graphs; 2 lets guidance run as one call.
+    precision : what the graphs compute in; fp16 is for GPUs.
+    store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
+    steps, guidance : what a request means where it says nothing.
+    """
+
+    checkpoint: str
+    output: Path
+    sizes: tuple[Size, ...] = ()
+    batches: tuple[int, ...] = (1, 2)
+    precision: str = "fp32"
+    store: str | None = None
+    targets: tuple[str, ...] = ("cpu",)
+    name: str | None = None
+    license: str | None = None
+    revision: str | None = None
+    steps: int = 20
+    guidance: float = 7.5
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise RequestError(
+                f"unknown precision {self.precision!r}: {choices(self.precision, PRECISIONS)}"
+            )
+        if self.store is not None and self.store not in STORES:
+            raise RequestError(f"unknown store {self.store!r}: {choices(self.store, STORES)}")
+        if self.precision == "fp16" and self.store == "fp32":
+            raise RequestError(
+                "graphs that compute in fp16 hold fp16 weights: leave --store out, or export with "
+                "--precision fp32"
+            )
+        for target in self.targets:
+            if target not in TARGETS:
+                raise DeviceError(f"unknown target {target!r}: {choices(target, TARGETS)}")
+        if not self.batches or not all(1 <= batch <= MAX_BATCH for batch in self.batches):
+            raise RequestError(
+                f"batch sizes must be from 1 to {MAX_BATCH}, got {list(self.batches)}"
+            )
+        if self.steps < 1:
+            raise RequestError(f"steps must be at least 1, got {self.steps}")
+        if not 0 <= self.guidance < float("inf"):
+            raise RequestError(f"guidance must be a number of at least 0, got {self.guidance}")
+
+
+def parse_size(text: str) -> Size:
+    """Read ``HEIGHTxWIDTH``, or one number for a square."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text.strip())
+    if not match:
+        raise RequestError(f"size {text!r} is not HEIGHTxWIDTH in pixels, like 512x768")
+    height, width = match[1], match[2] or match[1]
+    return int(height), int(width)

@@ -1,0 +1,87 @@
+"""The parity gate: every graph, run by the runtime's own engine, against PyTorch in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgediffusion.engine import open_engine
+from edgediffusion.errors import CheckpointError, ParityError
+from edgediffusion.golden import golden_inputs, relative_l2
+from edgediffusion.manifest import GATES, GoldenCase, GraphSpec, Parity
+from edgediffusion_export.graphs import Network, Traced
+
+Array = NDArray[np.generic]
+Outputs = dict[str, NDArray[np.float32]]
+
+
+def reference(
+    network: Network,
+    module: torch.nn.Module,
+    spec: GraphSpec,
+    cases: Sequence[GoldenCase],
+    tensors: dict[str, Array],
+) -> list[Outputs]:
+    """Compute a graph's outputs with PyTorch in float32, from the inputs that the graph gets."""
+    return [_run(network, module, spec, golden_inputs(case, spec, tensors)) for case in cases]
+
+
+def measure(
+    spec: GraphSpec,
+    folder: Path,
+    cases: Sequence[GoldenCase],
+    tensors: dict[str, Array],
+    wanted: Sequence[Outputs],
+) -> Parity:
+    """Run a graph on all cases and compare. Raises ParityError unless it passes its gate."""
+    gate = GATES[spec.precision]
+    worst, max_abs = 0.0, 0.0
+    with open_engine(spec, folder, "cpu") as engine:
+        for case, expected in zip(cases, wanted, strict=True):
+            got = engine(**golden_inputs(case, spec, tensors))
+            for name, want in expected.items():
+                error = relative_l2(got[name], want)
+                if not error <= gate:
+                    raise ParityError(_say(spec, name, error, gate))
+                worst = max(worst, error)
+                max_abs = max(max_abs, float(np.abs(got[name].astype(np.float32) - want).max()))
+    return Parity(l2=_rounded(worst), max_abs=_rounded(max_abs), gate=gate, cases=len(cases))
+
+
+def _run(
+    network: Network, module: torch.nn.Module, spec: GraphSpec, inputs: dict[str, Array]
+) -> Outputs:
+    arrays = [inputs[tensor.name] for tensor in spec.inputs]
+    tensors = [torch.from_numpy(a) if a.dtype.kind == "i" else _float32(a) for a in arrays]
+    with torch.no_grad():
+        outputs = Traced(network, module)(*tensors)
+    found = outputs if isinstance(outputs, tuple) else (outputs,)
+    for tensor in found:
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{network.part} computes NaN or infinity with PyTorch in float32: its weights are "
+                "damaged, copy or download the checkpoint again"
+            )
+    return {t.name: o.numpy() for t, o in zip(spec.outputs, found, strict=True)}
+
+
+def _float32(array: Array) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _rounded(value: float) -> float:
+    """Three digits are all that a measured error means."""
+    return float(f"{value:.3g}")
+
+
+def _say(spec: GraphSpec, output: str, error: float, gate: float) -> str:
+    return (
+        f"{spec.file}: {output} differs from PyTorch's float32 by a relative L2 of {error:.2g}, "
+        f"the gate for {spec.precision} is {gate:g}. No bundle was written. The graph does not "
+        "compute what the checkpoint computes: report this with the checkpoint's config.json, or "
+        "try another version of torch within the supported range"
+    )

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from edgediffusion.manifest import GraphSpec, Precision
+from edgediffusion_export.graphs import NETWORKS, graph_specs
+from tests.export.test_architecture import architecture
+
+SIZES = [(512, 512), (512, 768)]
+
+
+def specs(name: str, precision: Precision = "fp32") -> list[GraphSpec]:
+    network = next(network for network in NETWORKS if network.name == name)
+    return list(graph_specs(network, architecture(), SIZES, [1, 2], precision))
+
+
+def signature(spec: GraphSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (t.dtype, t.shape) for t in (*spec.inputs, *spec.outputs)}
+
+
+def test_a_unet_has_a_graph_for_each_size_and_batch() -> None:
+    assert [(spec.file, spec.size, spec.batch) for spec in specs("unet")] == [
+        ("unet/512x512.b1.onnx", (512, 512), 1),
+        ("unet/512x512.b2.onnx", (512, 512), 2),
+        ("unet/512x768.b1.onnx", (512, 768), 1),
+        ("unet/512x768.b2.onnx", (512, 768), 2),
+    ]
+    assert signature(specs("unet")[3]) == {
+        "sample": ("float32", (2, 4, 64, 96)),
+        "timestep": ("float32", (1,)),
+        "encoder_hidden_states": ("float32", (2, 77, 768)),
+        "out_sample": ("float32", (2, 4, 64, 96)),
+    }
+
+
+def test_a_text_encoder_knows_no_sizes() -> None:
+    (spec,) = specs("text_encoder")
+    assert (spec.file, spec.size) == ("text_encoder/b1.onnx", None)
+    assert signature(spec) == {
+        "input_ids": ("int64", (1, 77)),
+        "last_hidden_state": ("float32", (1, 77, 768)),
+        "pooler_output": ("float32", (1, 768)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        ("vae_decoder", {"latent_sample": (1, 4, 64, 96)}, {"sample": (1, 3, 512, 768)}),
+        ("vae_encoder", {"sample": (1, 3, 512, 768)}, {"latent_parameters": (1, 8, 64, 96)}),
+        ("vae_tiny_decoder", {"latent_sample": (1, 4, 64, 96)}, {"sample": (1, 3, 512, 768)}),
+    ],
+)
+def test_autoencoders_have_a_graph_for_each_size(
+    name: str, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]
+) -> None:
+    first, second = specs(name)
+    assert (first.file, second.file) == (f"{name}/512x512.b1.onnx", f"{name}/512x768.b1.onnx")
+    assert {t.name: t.shape for t in second.inputs} == inputs
+    assert {t.name: t.shape for t in second.outputs} == outputs
+
+
+def test_half_graphs_take_whole_timesteps() -> None:
+    dtypes = {name: dtype for name, (dtype, _) in signature(specs("unet", "fp16")[0]).items()}
+    assert dtypes.pop("timestep") == "float32"
+    assert set(dtypes.values()) == {"float16"}

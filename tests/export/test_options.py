@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgediffusion.errors import DeviceError, EdgeDiffusionError, RequestError
+from edgediffusion_export.options import ExportOptions, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512x768", (512, 768)), ("64", (64, 64)), (" 8X16 ", (8, 16))]
+)
+def test_sizes_are_height_times_width(text: str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "512x", "x512", "512*512", "-64x64", "64x64x64", "1e3", "٣"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="is not HEIGHTxWIDTH in pixels"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "fp23"}, RequestError, "unknown precision 'fp23': did you mean fp"),
+        ({"store": "sauce"}, RequestError, "unknown store 'sauce': did you mean source"),
+        ({"precision": "fp16", "store": "fp32"}, RequestError, "hold fp16 weights: leave --store"),
+        ({"targets": ("gpu",)}, DeviceError, "unknown target 'gpu'.*cpu"),
+        ({"batches": (0,)}, RequestError, r"batch sizes must be from 1 to 64, got \[0\]"),
+        ({"batches": ()}, RequestError, "batch sizes must be"),
+        ({"steps": 0}, RequestError, "steps must be at least 1, got 0"),
+        ({"guidance": float("nan")}, RequestError, "guidance must be a number .* got nan"),
+        ({"guidance": float("inf")}, RequestError, "guidance must be a number"),
+    ],
+)
+def test_senseless_options_are_refused(
+    options: dict[str, Any], error: type[EdgeDiffusionError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ExportOptions(checkpoint="c", output=Path("b"), **options)

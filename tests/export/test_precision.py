@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgediffusion_export.precision import Overflow, find_overflow
+
+
+class Block(torch.nn.Module):
+    """A linear layer, then a norm that brings any scale back to one."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.grow = torch.nn.Linear(4, 4, bias=False)
+        self.norm = torch.nn.LayerNorm(4)
+        torch.nn.init.eye_(self.grow.weight)
+        self.grow.weight.data *= scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.grow(x))
+
+
+class Attention(torch.nn.Module):
+    """Small inputs, small outputs, and scores between them."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def found(module: torch.nn.Module, *inputs: torch.Tensor) -> Overflow | None:
+    return find_overflow(module.eval(), lambda: module(*inputs))
+
+
+def test_small_activations_pass() -> None:
+    assert found(Block(1000), torch.ones(1, 4)) is None
+
+
+@pytest.mark.parametrize("scale", [40_000.0, 60_000.0])
+def test_an_overflow_inside_is_found_and_named(scale: float) -> None:
+    module = torch.nn.Sequential(Block(1), Block(scale))
+    overflow = found(module, torch.arange(4.0)[None] + 1)
+    assert overflow is not None
+    assert overflow.module == "1.grow"
+    assert overflow.peak == pytest.approx(scale * 1.3416, rel=1e-3)
+    assert "computes in float32: 1.grow reaches" in str(overflow)
+
+
+def test_the_half_module_agrees() -> None:
+    module, x = Block(60_000), torch.arange(4.0)[None] + 1
+    assert found(module, x) is not None
+    assert not torch.isfinite(module.half()(x.half())).all()
+
+
+def test_headroom_is_left() -> None:
+    assert found(Block(32_000), torch.ones(1, 4)) is None
+    assert found(Block(34_000), torch.ones(1, 4)) is not None
+
+
+def test_a_weight_that_float16_cannot_hold_is_named() -> None:
+    module = Block(1)
+    module.norm.weight.data[0] = 70_000
+    overflow = found(module, torch.zeros(1, 4))
+    assert overflow == Overflow("norm.weight", 70_000)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_an_overflow(bad: float) -> None:
+    overflow = found(Block(1), torch.full((1, 4), bad))
+    assert overflow is not None
+    assert overflow.peak == float("inf")
+
+
+def test_attention_scores_count() -> None:
+    overflow = found(Attention(), torch.full((1, 1, 8, 16), 300.0))
+    assert overflow is not None
+    assert overflow.peak == pytest.approx(300 * 300 * 4)
+
+
+def test_masks_do_not_count() -> None:
+    x = torch.ones(1, 1, 8, 16)
+    lowest = torch.full((8, 8), torch.finfo(torch.float32).min).triu(1)
+    assert found(Attention(), x, lowest) is None
+    assert found(Attention(), x, lowest == 0) is None
+
+
+def test_the_hooks_are_gone_afterwards() -> None:
+    module = Block(1)
+    found(module, torch.ones(1, 4))
+    assert not module.grow._forward_hooks
+    assert not module.grow._forward_pre_hooks

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgediffusion.cli import main
+
+FAST = ["--steps", "2", "--seed", "7"]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user's shell would start it."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgediffusion.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_generate_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a red circle", "-o", str(tmp_path / "a.png"), *FAST]) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (128, 128)
+    assert "seed 7, 2 steps" in capsys.readouterr().out
+
+
+def test_a_batch_writes_numbered_pictures(tmp_path: Path) -> None:
+    assert main(["generate", "a", "-o", str(tmp_path / "a.png"), "--batch", "2", *FAST]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-0.png", "a-1.png"]
+
+
+def test_what_did_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "red " * 100, "-o", str(tmp_path / "a.png"), *FAST]) == 0
+    assert "the end of the prompt did not fit and was left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps must be a whole number from 1 to 1000, got 0"),
+        (["--guidance", "nan"], "guidance must be a finite number, got nan"),
+        (["--sampler", "eular"], "unknown sampler 'eular': did you mean euler"),
+        (["--schedule", "karas"], "karras"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--bundle", "shaeps"], "no bundle 'shaeps': neither a folder nor a known name (did you"),
+        (["--size", "64x64"], "has no graphs for 64x64; it has 128x128"),
+        (["--size", "large"], "a size is written HEIGHTxWIDTH, e.g. 512x512, got 'large'"),
+        (["--decoder", "small"], "unknown decoder 'small': known: full, tiny"),
+        (["--seed", "-3"], "a seed is a whole number from 0"),
+        (["--threads", "-3"], "threads must be at least 0"),
+        (["-o", "missing/a.png"], "the folder missing does not exist"),
+        (["-o", "a.jpg"], "a.jpg must end in .png"),
+        (["-o", "folder.png"], "folder.png cannot be written: it is a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_traceback(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    done = run("generate", "a red circle", *FAST[2:], *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "--stepps", "3"], "--steps"),
+        (["generat", "x"], "generat"),
+        (["generate", "x", "--steps", "many"], "Invalid value for '--steps'"),
+    ],
+)
+def test_a_wrong_word_is_a_usage_error(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_damage_is_one_line_and_no_traceback(copied: Path, tmp_path: Path) -> None:
+    os.truncate(copied / "unet" / "weights.safetensors", 100)
+    done = run("generate", "x", "--bundle", str(copied), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "has 100 bytes, the manifest says" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_prompt_of_undecodable_bytes_is_refused(tmp_path: Path) -> None:
+    done = run("generate", os.fsdecode(b"\xff\xfe"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is not valid Unicode text" in done.stderr
+
+
+def test_verify_and_its_exit_codes(
+    demo: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(demo)]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+    assert main(["verify", str(copied), "--device", "cuda"]) == 1
+    golden = copied / "unet" / "golden.safetensors"
+    golden.write_bytes(golden.read_bytes()[:-4])
+    assert main(["verify", str(copied)]) == 1
+    assert "golden.safetensors has" in capsys.readouterr().err
+
+
+def test_info_shows_the_graphs_and_their_parity(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("Apache-2.0", "128x128", "unet/128x128.b2.onnx", "MiB"):
+        assert expected in shown
+    assert main(["info", "shapes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == 1
+
+
+def test_devices_says_what_works_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert "yes cpu" in shown
+    assert "not supported by this version" in shown
+
+
+def test_embed_to_every_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["a red circle", "a cross"]
+    assert main(["embed", *texts]) == 0
+    printed = np.array(json.loads(capsys.readouterr().out), np.float32)
+    assert main(["embed", *texts, "-o", str(tmp_path / "e.npy")]) == 0
+    assert main(["embed", *texts, "-o", str(tmp_path / "e.json"), "--kind", "hidden"]) == 0
+    saved = np.load(tmp_path / "e.npy")
+    assert saved.shape[0] == 2
+    np.testing.assert_array_equal(saved, printed)
+    assert np.array(json.loads((tmp_path / "e.json").read_text())).shape[:2] == (2, 77)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "e.txt"], r"e.txt must end in .npy or .json"),
+        (["-o", "none/e.npy"], "cannot be written"),
+        (["--kind", "all"], "unknown kind 'all'"),
+    ],
+)
+def test_embed_refuses_what_it_cannot_do(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["embed", "a", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bench_writes_raw_samples_and_facts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "r.json"
+    quick = ["--rounds", "2", "--warmup", "1", "--steps", "2", "--cold-starts", "1"]
+    assert main(["bench", "shapes", "--json", str(report), *quick]) == 0
+    data = json.loads(report.read_text())
+    assert data["schema"] == "edgediffusion-bench/1"
+    assert {"text_encoder", "unet_b1", "unet_b2", "sampler_step", "vae_decoder", "end_to_end"} <= (
+        data["samples_ms"].keys()
+    )
+    assert all(
+        len(s) == 2 for n, s in data["samples_ms"].items() if n not in ("cold_start", "import")
+    )
+    assert 0 < data["samples_ms"]["import"][0] < data["samples_ms"]["cold_start"][0]
+    assert len(data["own_share"]) == 4
+    assert all(0 < share < 1 for share in data["own_share"])
+    assert data["machine"]["cores"] == os.cpu_count()
+    assert "runtime's own share of a step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["rounds", "steps"])
+def test_bench_refuses_to_measure_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"--{name}", "0"]) == 1
+    assert f"{name} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_bench_says_why_a_cold_start_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgediffusion.bench._COLD_START", "raise SystemExit('no way')")
+    quick = ["--rounds", "1", "--warmup", "0", "--steps", "1", "--cold-starts", "1"]
+    assert main(["bench", *quick]) == 1
+    assert "a cold start failed: ['no way']" in capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("generate", "embed", "verify", "info", "bench", "devices"):
+        assert name in shown

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgediffusion as ed
+from edgediffusion.engine import Engine, open_engine, resolve_device
+from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
+
+
+def open_unet(demo: Path) -> Engine:
+    bundle = ed.Bundle.open(demo)
+    return open_engine(bundle.graph("unet", size=(128, 128)), bundle.path)
+
+
+def test_a_graph_computes_and_frees_its_memory(demo: Path) -> None:
+    bundle = ed.Bundle.open(demo)
+    spec = bundle.graph("unet", size=(128, 128))
+    tensors = read_tensors(bundle.file(bundle.manifest.components["unet"].golden))
+    inputs = golden_inputs(spec.golden[0], spec, tensors)
+    with open_engine(spec, bundle.path) as engine:
+        first = engine(**inputs)["out_sample"]
+        kept = first.copy()
+        engine(**inputs | {"sample": inputs["sample"] * 2})
+        assert np.array_equal(first, kept), "outputs belong to the caller"
+    with pytest.raises(ed.EngineError, match="is closed: open it again"):
+        engine(**inputs)
+    engine.close()
+
+
+def test_all_wrong_inputs_are_reported_at_once(demo: Path) -> None:
+    with open_unet(demo) as engine, pytest.raises(ed.EngineError, match="wrong inputs") as caught:
+        engine(
+            sample=np.zeros((2, 4, 12, 12), np.float32),
+            timestep=np.zeros(1, np.float64),
+            smaple=np.zeros(1, np.float32),
+        )
+    message = str(caught.value)
+    assert "sample: got float32 (2, 4, 12, 12), graph takes float32 (1, 4, 16, 16)" in message
+    assert "timestep: got float64 (1,), graph takes float32 (1,)" in message
+    assert "encoder_hidden_states: is missing, graph takes float32" in message
+    assert "smaple: unknown, graph takes sample, timestep, encoder_hidden_states" in message
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused(demo: Path) -> None:
+    bundle = ed.Bundle.open(demo)
+    spec = bundle.graph("unet", size=(128, 128))
+    other = msgspec.structs.replace(spec, inputs=spec.inputs[:2])
+    with pytest.raises(ed.EngineError, match="is not the graph that the manifest describes"):
+        open_engine(other, bundle.path)
+
+
+def test_a_graph_that_onnx_runtime_refuses(copied: Path) -> None:
+    bundle = ed.Bundle.open(copied)
+    (copied / "unet" / "weights.safetensors").unlink()
+    with pytest.raises(ed.EngineError, match="does not load in ONNX Runtime"):
+        open_engine(bundle.graph("unet", size=(128, 128)), bundle.path)
+
+
+def test_a_failing_run_is_an_engine_error(demo: Path) -> None:
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("out of memory\nwith a long trace")
+
+    with open_unet(demo) as engine:
+        assert engine._backend is not None
+        engine._backend._session = Failing()  # type: ignore[attr-defined]
+        inputs = {t.name: np.zeros(t.shape, t.dtype) for t in engine.spec.inputs}
+        with pytest.raises(ed.EngineError, match=r"failed in ONNX Runtime: out of memory$"):
+            engine(**inputs)
+
+
+def test_opening_a_graph_leaves_the_hosts_floating_point_alone(demo: Path) -> None:
+    with open_unet(demo) as engine:
+        engine(**{t.name: np.zeros(t.shape, t.dtype) for t in engine.spec.inputs})
+        assert np.float64(5e-324) * np.float64(1.0) > 0
+
+
+def test_auto_is_a_device_that_runs_here() -> None:
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+
+
+def test_relative_l2_of_known_vectors() -> None:
+    want = np.array([3.0, 4.0], np.float32)
+    assert relative_l2(want, want) == 0
+    assert relative_l2(np.array([3.0, 4.5], np.float32), want) == pytest.approx(0.1)
+    assert relative_l2(np.array([np.nan, 4.0], np.float32), want) == float("inf")
+    assert relative_l2(np.ones(2, np.float32), np.zeros(2, np.float32)) == float("inf")
+    assert relative_l2(np.zeros(2, np.float32), np.zeros(2, np.float32)) == 0
+
+
+def test_a_damaged_golden_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "g.safetensors").write_bytes(b"junk")
+    with pytest.raises(ed.IntegrityError, match="is not a readable safetensors file"):
+        read_tensors(tmp_path / "g.safetensors")

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgediffusion as ed
+from edgediffusion.denoiser import Denoiser
+from edgediffusion.engine import Engine
+
+REQUEST = ed.Request(prompt="a red circle", steps=3, seed=7)
+
+
+def test_a_picture_has_the_shape_and_facts_that_were_asked_for(pipe: ed.Pipeline) -> None:
+    result = pipe.generate(REQUEST)
+    assert result.images.shape == (1, 128, 128, 3)
+    assert result.images.dtype == np.uint8
+    assert result.latents.dtype == np.float32
+    assert result.seeds == (7,)
+    assert result.request.steps == 3
+    assert result.request.guidance == pipe.bundle.manifest.defaults.guidance
+    assert len(result.timings.step) == len(result.timings.unet)
+    assert result.device == "cpu"
+
+
+def test_the_same_request_gives_the_same_bytes(pipe: ed.Pipeline, demo: Path) -> None:
+    first = pipe.generate(REQUEST)
+    again = pipe.generate(REQUEST)
+    assert first.latents.tobytes() == again.latents.tobytes()
+    with ed.Pipeline.open(demo) as other:
+        assert other.generate(REQUEST).images.tobytes() == first.images.tobytes()
+
+
+def test_another_seed_or_prompt_gives_another_picture(pipe: ed.Pipeline) -> None:
+    pictures = {
+        pipe.generate(ed.Request(prompt=prompt, steps=3, seed=seed)).images.tobytes()
+        for prompt in ("a red circle", "a blue square")
+        for seed in (0, 1)
+    }
+    assert len(pictures) == 4
+
+
+def test_seed_zero_is_a_seed(pipe: ed.Pipeline) -> None:
+    result = pipe.generate(ed.Request(steps=1, seed=0))
+    assert result.seeds == (0,)
+    assert result.images.tobytes() == pipe.generate(ed.Request(steps=1, seed=0)).images.tobytes()
+
+
+def test_no_seed_draws_one_and_reports_it(pipe: ed.Pipeline) -> None:
+    drawn = pipe.generate(ed.Request(steps=1))
+    again = pipe.generate(ed.Request(steps=1, seed=drawn.seeds[0]))
+    assert again.images.tobytes() == drawn.images.tobytes()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_image_i_of_a_batch_is_the_single_picture_of_its_seed(
+    pipe: ed.Pipeline, sampler: str
+) -> None:
+    batch = pipe.generate(ed.Request(prompt="a cross", steps=3, seed=5, batch=3, sampler=sampler))
+    assert batch.seeds == (5, 6, 7)
+    for i, seed in enumerate(batch.seeds):
+        single = pipe.generate(ed.Request(prompt="a cross", steps=3, seed=seed, sampler=sampler))
+        assert single.latents.tobytes() == batch.latents[i : i + 1].tobytes()
+        assert single.images.tobytes() == batch.images[i : i + 1].tobytes()
+
+
+def test_seeds_may_be_given_one_by_one(pipe: ed.Pipeline) -> None:
+    result = pipe.generate(ed.Request(steps=1, seed=[9, 2], batch=2))
+    single = pipe.generate(ed.Request(steps=1, seed=2))
+    assert result.images[1].tobytes() == single.images[0].tobytes()
+
+
+def test_the_diffusers_layout_draws_the_batch_as_one_tensor(pipe: ed.Pipeline) -> None:
+    request = ed.Request(steps=1, seed=3, batch=2, noise_layout="diffusers-batch")
+    batch = pipe.generate(request)
+    per_image = pipe.generate(ed.Request(steps=1, seed=3, batch=2))
+    assert batch.images[1].tobytes() != per_image.images[1].tobytes()
+
+
+def test_guidance_of_one_leaves_the_negative_prompt_out(pipe: ed.Pipeline) -> None:
+    plain = pipe.generate(ed.Request(prompt="a cross", steps=2, seed=1, guidance=1))
+    other = pipe.generate(
+        ed.Request(prompt="a cross", negative="red", steps=2, seed=1, guidance=1.0)
+    )
+    assert plain.images.tobytes() == other.images.tobytes()
+    guided = pipe.generate(ed.Request(prompt="a cross", steps=2, seed=1, guidance=4))
+    assert guided.images.tobytes() != plain.images.tobytes()
+
+
+def test_the_stream_yields_every_step_and_the_last_carries_the_result(pipe: ed.Pipeline) -> None:
+    steps = list(pipe.stream(ed.Request(prompt="a cross", steps=4, seed=1, sampler="euler")))
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert {step.total for step in steps} == {4}
+    assert [step.result is None for step in steps] == [True, True, True, False]
+    sigmas = [step.sigma for step in steps]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert sigmas[-1] == 0
+
+
+def test_a_preview_comes_near_the_picture(pipe: ed.Pipeline) -> None:
+    *_, last = pipe.stream(ed.Request(prompt="a red circle", steps=8, seed=1))
+    assert last.result is not None
+    preview = last.preview()
+    assert preview.shape == (1, 16, 16, 3)
+    picture = last.result.images.reshape(1, 16, 8, 16, 8, 3).mean(axis=(2, 4))
+    error = np.abs(preview - picture).mean()
+    shuffled = np.abs(preview[:, ::-1, :, ::-1] - 255 + picture).mean()
+    assert error < 40 < shuffled
+
+
+def test_leaving_the_stream_early_frees_the_pipeline(pipe: ed.Pipeline) -> None:
+    for _ in pipe.stream(REQUEST):
+        break
+    assert pipe.generate(REQUEST).images.shape == (1, 128, 128, 3)
+
+
+def test_a_call_inside_ones_own_stream_is_an_error_and_not_a_deadlock(pipe: ed.Pipeline) -> None:
+    stream = pipe.stream(REQUEST)
+    next(stream)
+    with pytest.raises(ed.EdgeDiffusionError, match="still inside a stream"):
+        pipe.embed(["a cross"])
+    stream.close()
+    pipe.embed(["a cross"])
+
+
+def test_closing_abandons_an_unfinished_stream(demo: Path) -> None:
+    with ed.Pipeline.open(demo) as pipe:
+        stream = pipe.stream(REQUEST)
+        next(stream)
+    assert list(stream) == []
+
+
+def test_cancel_works_from_another_thread(pipe: ed.Pipeline) -> None:
+    stream = pipe.stream(ed.Request(steps=50, seed=1))
+    next(stream)
+    thread = threading.Thread(target=pipe.cancel)
+    thread.start()
+    thread.join()
+    with pytest.raises(ed.Cancelled, match="the run was cancelled"):
+        next(stream)
+    assert pipe.generate(REQUEST).seeds == (7,)
+
+
+def test_calls_from_several_threads_queue(pipe: ed.Pipeline) -> None:
+    expected = pipe.generate(REQUEST).images.tobytes()
+    got: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: got.append(pipe.generate(REQUEST).images.tobytes()))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [expected] * 4
+
+
+def test_embeddings_have_their_shapes_and_tell_texts_apart(pipe: ed.Pipeline) -> None:
+    width = pipe.bundle.manifest.conditioning.width
+    embeddings = pipe.embed(["a red circle", "a blue square", "a red circle"])
+    assert embeddings.hidden.shape == (3, 77, width)
+    assert embeddings.pooled.shape == (3, width)
+    assert np.array_equal(embeddings.pooled[0], embeddings.pooled[2])
+    assert not np.allclose(embeddings.pooled[0], embeddings.pooled[1])
+
+
+@pytest.mark.parametrize("texts", [[], "a text that is not a list"])
+def test_embed_takes_a_list(pipe: ed.Pipeline, texts: Any) -> None:
+    with pytest.raises(ed.RequestError, match="embed takes a list of at least one text"):
+        pipe.embed(texts)
+
+
+def test_an_empty_prompt_is_valid(pipe: ed.Pipeline) -> None:
+    assert pipe.generate(ed.Request(prompt="", steps=1, seed=1)).truncated == {}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["word " * 10_000, "🙂" * 400, "a\u200b" * 300, "שלום עולם " * 60, "\x00" * 100],
+    ids=["10,000 words", "emoji", "zero width", "right to left", "NUL"],
+)
+def test_what_does_not_fit_is_reported(pipe: ed.Pipeline, prompt: str) -> None:
+    result = pipe.generate(ed.Request(prompt=prompt, steps=1, seed=1))
+    cut = result.truncated["prompt"]
+    assert cut
+    assert prompt.endswith(cut)
+
+
+def test_half_a_surrogate_pair_is_refused(pipe: ed.Pipeline) -> None:
+    with pytest.raises(ed.RequestError, match="the prompt is not valid Unicode text"):
+        pipe.generate(ed.Request(prompt="\ud800", steps=1))
+
+
+class _Broken:
+    """An engine's backend that computes one constant."""
+
+    def __init__(self, spec: Any, value: float) -> None:
+        self.spec, self.value = spec, value
+
+    def run(self, inputs: object) -> list[Any]:
+        return [np.full(out.shape, self.value, out.dtype) for out in self.spec.outputs]
+
+    def close(self) -> None:
+        pass
+
+
+def break_engine(pipe: ed.Pipeline, component: str, batch: int, value: float) -> None:
+    spec = pipe.bundle.graph(component, batch=batch, size=(128, 128))
+    pipe._engines[spec.file] = Engine(spec, "cpu", _Broken(spec, value))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("component", "batch", "message"),
+    [
+        ("text_encoder", 1, "text_encoder computed NaN or infinity from the prompt"),
+        ("unet", 2, "unet computed NaN or infinity at timestep 667"),
+        ("vae_decoder", 1, "vae_decoder computed NaN or infinity from finite latents"),
+    ],
+)
+def test_nan_is_never_returned_and_the_component_is_named(
+    demo: Path, component: str, batch: int, message: str, value: float
+) -> None:
+    with ed.Pipeline.open(demo) as pipe:
+        break_engine(pipe, component, batch, value)
+        with pytest.raises(ed.NumericalError, match=message):
+            pipe.generate(REQUEST)
+
+
+def test_a_flat_picture_is_never_returned(demo: Path) -> None:
+    with ed.Pipeline.open(demo) as pipe:
+        break_engine(pipe, "vae_decoder", 1, 0.0)
+        with pytest.raises(ed.NumericalError, match=r"decoded picture 0 to one flat colour \[128"):
+            pipe.generate(REQUEST)
+
+
+def test_without_a_batch_1_graph_guidance_cannot_be_left_out(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ed.Bundle, "batches", lambda *_: {2})
+    with ed.Pipeline.open(demo) as pipe:
+        assert pipe.generate(REQUEST).request.guidance > 1
+        with pytest.raises(
+            ed.RequestError, match=r"has UNet graphs of batch 2 only, guidance 1\.0"
+        ):
+            pipe.generate(ed.Request(steps=1, guidance=1))
+
+
+def test_two_calls_of_the_batch_1_graph_equal_one_of_the_batch_2_graph(pipe: ed.Pipeline) -> None:
+    states = pipe.embed(["", "a red circle"]).hidden
+    noise = ed.randn((1, 4, 16, 16), seed=0)
+    made = []
+    for batch in (1, 2):
+        unet = pipe._engine("unet", batch, (128, 128))
+        made.append(Denoiser(unet, states, 4.0)(noise, 500.0))
+    np.testing.assert_allclose(made[0], made[1], atol=1e-4)
+
+
+def test_an_unknown_device_gets_its_near_matches(demo: Path) -> None:
+    with pytest.raises(ed.DeviceError, match=r"unknown device 'cuda0': did you mean cuda"):
+        ed.Pipeline.open(demo, device="cuda0")
+
+
+def test_a_planned_device_is_no_silent_cpu_run(demo: Path) -> None:
+    with pytest.raises(ed.DeviceError, match="device 'cuda' is not supported by this version"):
+        ed.Pipeline.open(demo, device="cuda")
+
+
+def test_negative_threads_are_refused(demo: Path) -> None:
+    with pytest.raises(ed.DeviceError, match="threads must be at least 0"):
+        ed.Pipeline.open(demo, threads=-1)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgediffusion as ed
+from edgediffusion.request import plan_request
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"steps": 0}, r"steps must be a whole number from 1 to 1000, got 0"),
+        ({"steps": 1001}, r"steps must be a whole number from 1 to 1000, got 1001"),
+        ({"steps": 2.5}, r"steps must be a whole number from 1 to 1000, got 2\.5"),
+        ({"steps": True}, r"steps must be a whole number from 1 to 1000, got True"),
+        ({"batch": 0}, r"batch must be a whole number from 1 to 1024, got 0"),
+        ({"guidance": float("nan")}, r"guidance must be a finite number, got nan"),
+        ({"guidance": float("inf")}, r"guidance must be a finite number, got inf"),
+        ({"guidance": "high"}, r"guidance must be a finite number, got 'high'"),
+        ({"seed": -1}, r"a seed is a whole number from 0 to 2\*\*64 - 1, got -1"),
+        ({"seed": 2**64}, r"a seed is a whole number from 0 to 2\*\*64 - 1"),
+        ({"seed": 1.5}, r"a seed is a whole number from 0 to 2\*\*64 - 1, got 1\.5"),
+        ({"seed": "7"}, r"a seed is a whole number from 0 to 2\*\*64 - 1, got '7'"),
+        ({"seed": [1, 2], "batch": 3}, r"got 2 seeds for a batch of 3: pass one for each image"),
+        ({"sampler": "eular"}, r"unknown sampler 'eular': did you mean euler"),
+        ({"size": (64, 96)}, r"has no graphs for 64x96; it has 128x128\. Ask for one of these"),
+        ({"decoder": "tiniest"}, r"unknown decoder 'tiniest': did you mean tiny\?"),
+        ({"noise_layout": "torch"}, r"unknown noise_layout 'torch': known: diffusers-batch"),
+        ({"prompt": 7}, r"prompt must be a string, got int"),
+        ({"negative": None}, r"negative must be a string, got NoneType"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(demo: Path, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ed.RequestError, match=message):
+        plan_request(ed.Request(**asked), ed.Bundle.open(demo))
+
+
+def test_a_bad_request_is_refused_before_the_first_step(pipe: ed.Pipeline) -> None:
+    with pytest.raises(ed.RequestError, match="steps must be"):
+        pipe.stream(ed.Request(steps=0))
+    with pytest.raises(ValueError, match=r"schedule: got .karas.; did you mean karras\?"):
+        pipe.stream(ed.Request(schedule="karas"))
+
+
+def test_a_bundle_without_tiny_decoder_says_so(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = ed.Bundle.open(demo)
+    bundle.manifest.components.pop("vae_tiny_decoder")
+    with pytest.raises(ed.RequestError, match="has no tiny decoder: its checkpoint had no vae_tin"):
+        plan_request(ed.Request(decoder="tiny"), bundle)
+
+
+def test_a_misspelt_field_is_an_error() -> None:
+    with pytest.raises(TypeError, match="stepps"):
+        ed.Request(stepps=3)  # type: ignore[call-arg]
+
+
+def test_none_means_the_bundles_own_default(demo: Path) -> None:
+    bundle = ed.Bundle.open(demo)
+    plan = plan_request(ed.Request(), bundle)
+    assert plan.steps == bundle.manifest.defaults.steps
+    assert plan.guidance == bundle.manifest.defaults.guidance
+    assert plan.size == (128, 128)

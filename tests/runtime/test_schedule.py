@@ -1,0 +1,382 @@
+"""Schedules: the tables of diffusers' schedulers, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import astuple
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgediffusion.betas import BETAS, alphas_cumprod
+from edgediffusion.errors import RequestError, ScheduleError
+from edgediffusion.options import CLASS_OF, SCHEDULERS, read_options
+from edgediffusion.samplers import SAMPLERS
+from edgediffusion.schedule import SPACINGS, Schedule, schedule_from_config
+from edgediffusion.tables import TABLES
+from tests.golden.make_sampler_golden import CLASSES, STABLE_DIFFUSION, scheduler_for
+
+needs_diffusers = pytest.mark.skipif(
+    find_spec("diffusers") is None, reason="compares against diffusers"
+)
+
+
+def config(sampler: str, **more: Any) -> dict[str, Any]:
+    """Stable Diffusion's training, under the scheduler class of a sampler."""
+    return STABLE_DIFFUSION | {"_class_name": CLASSES[sampler]} | more
+
+
+def numbers(schedule: Schedule) -> list[float]:
+    """Every number in the table."""
+    flat = [schedule.init_noise_scale]
+    for row in schedule.rows:
+        timestep, level, end, start, input_scale, _ = astuple(row)
+        flat += [timestep, *level, *end, *start, input_scale]
+    return flat
+
+
+def ratios(schedule: Schedule) -> list[float]:
+    """Noise to signal at each call, infinite for pure noise."""
+    return [row.sigma / row.alpha if row.alpha else math.inf for row in schedule.rows]
+
+
+def test_every_sampler_has_options_a_table_and_a_function() -> None:
+    assert CLASS_OF.keys() == SAMPLERS.keys() == CLASSES.keys()
+    assert set(CLASS_OF.values()) == TABLES.keys() == SCHEDULERS.keys()
+
+
+def test_stable_diffusion_on_euler() -> None:
+    schedule = schedule_from_config(config("euler"), steps=20)
+    assert schedule.sampler == "euler"
+    assert schedule.spacing == "linspace"
+    assert schedule.init_noise_scale == pytest.approx(14.6146, abs=1e-4)
+    assert [row.timestep for row in schedule.rows[:2]] == [999.0, pytest.approx(946.4211)]
+    assert schedule.rows[-1].end == (1.0, 0.0)
+    assert schedule.dropped == ("clip_sample", "set_alpha_to_one", "skip_prk_steps")
+
+
+def test_none_means_the_sampler_of_the_class() -> None:
+    for sampler in CLASSES:
+        assert schedule_from_config(config(sampler), steps=4).sampler == sampler
+
+
+def test_pndm_visits_the_second_timestep_twice() -> None:
+    schedule = schedule_from_config(config("pndm"), steps=4)
+    assert [row.timestep for row in schedule.rows] == [751, 501, 501, 251, 1]
+    assert len(schedule_from_config(config("pndm"), steps=1).rows) == 1
+
+
+def test_the_configuration_is_not_changed() -> None:
+    given_config = config("euler")
+    schedule_from_config(given_config, steps=4, spacing="karras")
+    assert given_config == config("euler")
+
+
+@settings(deadline=None)
+@given(
+    sampler=st.sampled_from(sorted(CLASSES)),
+    spacing=st.sampled_from(SPACINGS),
+    beta_schedule=st.sampled_from(sorted(BETAS)),
+    zero_snr=st.booleans(),
+    steps=st.integers(1, 999),
+)
+def test_tables_are_finite_python_floats_and_fall(
+    sampler: str, spacing: str, beta_schedule: str, zero_snr: bool, steps: int
+) -> None:
+    asked = config(
+        sampler,
+        beta_schedule=beta_schedule,
+        rescale_betas_zero_snr=zero_snr,
+        prediction_type="v_prediction",
+    )
+    try:
+        schedule = schedule_from_config(asked, steps=steps, spacing=spacing)
+    except RequestError:
+        assert spacing == "karras" or steps > 400  # no such spacing, or too few levels
+        return
+    assert all(type(number) is float and math.isfinite(number) for number in numbers(schedule))
+    assert len(schedule.rows) == steps + (sampler == "pndm" and steps > 1)
+    assert all(high >= low for high, low in pairwise(ratios(schedule)))
+    for row in schedule.rows:
+        if sampler in ("euler", "euler_ancestral"):
+            assert row.alpha == 1
+        else:
+            assert row.alpha**2 + row.sigma**2 == pytest.approx(1, abs=1e-12)
+
+
+def test_zero_terminal_snr_is_pure_noise_for_ddim() -> None:
+    asked = config("ddim", rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert schedule_from_config(asked, steps=5, spacing="trailing").rows[0].level == (0.0, 1.0)
+
+
+def test_trailing_keeps_its_number_of_steps() -> None:
+    # np.arange(1000, 0, -1000 / 61) has 62 elements; diffusers then ends at timestep -1.
+    rows = schedule_from_config(config("ddim"), steps=61, spacing="trailing").rows
+    assert len(rows) == 61
+    assert rows[-1].timestep == 15
+
+
+def test_a_spacing_in_the_request_replaces_karras() -> None:
+    asked = config("euler", use_karras_sigmas=True)
+    assert schedule_from_config(asked, steps=5).spacing == "karras"
+    assert schedule_from_config(asked, steps=5, spacing="trailing").spacing == "trailing"
+
+
+def test_default_values_of_another_class_do_not_count() -> None:
+    asked = config("euler", final_sigmas_type="sigma_min")
+    marked = asked | {"_use_default_values": ["final_sigmas_type"]}
+    assert schedule_from_config(asked, steps=4).rows[-1].end.sigma > 0
+    assert schedule_from_config(marked, steps=4).rows[-1].end.sigma == 0
+
+
+def test_listed_betas() -> None:
+    betas = np.linspace(0.001, 0.02, 50).tolist()
+    asked = config("ddim", trained_betas=betas, num_train_timesteps=50, steps_offset=0)
+    last = schedule_from_config(asked, steps=50, spacing="trailing").rows[-1]
+    assert last.alpha == pytest.approx(math.sqrt(0.999))
+
+
+def test_values_that_diffusers_replaces_are_taken() -> None:
+    asked = config("dpmpp_2m", algorithm_type="deis", solver_type="bh2")
+    options, _ = read_options(asked, "dpmpp_2m")
+    assert (options["algorithm_type"], options["solver_type"]) == ("dpmsolver++", "midpoint")
+
+
+@pytest.mark.parametrize("infinity", [-math.inf, "-Infinity", None])
+def test_lambda_min_clipped_as_json_may_hold_it(infinity: Any) -> None:
+    # diffusers saves -Infinity, which is not JSON: a reader may hand on a string or null.
+    asked = config("dpmpp_2m", lambda_min_clipped=infinity)
+    assert schedule_from_config(asked, steps=5) == schedule_from_config(config("dpmpp_2m"), steps=5)
+
+
+@needs_diffusers
+@pytest.mark.parametrize("beta_schedule", sorted(BETAS))
+@pytest.mark.parametrize("ends", [(0.0001, 0.02), (0.00085, 0.012)])
+@pytest.mark.parametrize("train_steps", [1000, 999, 10, 1])
+def test_alpha_products_equal_diffusers_bit_for_bit(
+    beta_schedule: str, ends: tuple[float, float], train_steps: int
+) -> None:
+    asked = config("ddim", beta_schedule=beta_schedule, num_train_timesteps=train_steps)
+    asked |= {"beta_start": ends[0], "beta_end": ends[1]}
+    options, _ = read_options(asked, "ddim")
+    expected = scheduler_for("ddim", asked).alphas_cumprod.numpy()
+    np.testing.assert_array_equal(alphas_cumprod(options).astype(np.float32), expected)
+
+
+@needs_diffusers
+@pytest.mark.parametrize("beta_schedule", sorted(BETAS))
+def test_zero_snr_alpha_products_are_near_diffusers(beta_schedule: str) -> None:
+    # PyTorch takes float32 square roots with MKL, which may be off in the last bit.
+    asked = config("ddim", beta_schedule=beta_schedule, rescale_betas_zero_snr=True)
+    options, _ = read_options(asked, "ddim")
+    ours = alphas_cumprod(options)
+    expected = scheduler_for("ddim", asked).alphas_cumprod.numpy()
+    assert ours[-1] == expected[-1] == 0
+    np.testing.assert_allclose(ours[:-1], expected[:-1], rtol=5e-6, atol=0)
+
+
+@needs_diffusers
+@pytest.mark.parametrize("sampler", sorted(CLASSES))
+@pytest.mark.parametrize("source", [*sorted(CLASSES), "unipc"])
+def test_another_sampler_reads_the_options_as_from_config_does(source: str, sampler: str) -> None:
+    asked = STABLE_DIFFUSION | {
+        "_class_name": CLASSES.get(source, "UniPCMultistepScheduler"),
+        "timestep_spacing": "trailing",
+        "final_sigmas_type": "sigma_min",
+        "lower_order_final": False,
+        "solver_type": "bh2" if source == "unipc" else "midpoint",
+        "use_karras_sigmas": sampler == "dpmpp_2m",
+        "sigma_max": 9.0,  # unknown to dpmpp_2m's class, which finds it all the same
+        "nonsense": 1,
+    }
+    scheduler = scheduler_for(sampler, asked, num_inference_steps=16)
+    schedule = schedule_from_config(asked, steps=16, sampler=sampler)
+    timesteps = [row.timestep for row in schedule.rows]
+    np.testing.assert_allclose(timesteps, scheduler.timesteps.numpy(), rtol=1e-6)
+    assert float(scheduler.init_noise_sigma) == pytest.approx(schedule.init_noise_scale)
+    assert set(schedule.dropped) == {
+        key
+        for key in asked
+        if key not in type(scheduler).__init__.__wrapped__.__code__.co_varnames
+        and not key.startswith("_")
+        and not (key == "sigma_max" and sampler == "dpmpp_2m")
+    }
+    if hasattr(scheduler, "sigmas"):
+        sigmas = [*ratios(schedule), schedule.rows[-1].end.sigma / schedule.rows[-1].end.alpha]
+        np.testing.assert_allclose(sigmas, scheduler.sigmas.numpy(), rtol=1e-6)
+
+
+@needs_diffusers
+def test_listed_timesteps_and_sigmas_equal_diffusers() -> None:
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("euler", {"timesteps": [999, 700, 300.5, 10]}),
+        ("euler", {"sigmas": [12.0, 5.0, 1.0, 0.3, 0.0]}),
+        ("dpmpp_2m", {"timesteps": [999, 700, 300, 10]}),
+    ]
+    for sampler, listed in asked:
+        scheduler = scheduler_for(sampler, config(sampler), **listed)
+        schedule = schedule_from_config(config(sampler), **listed)
+        timesteps = [row.timestep for row in schedule.rows]
+        np.testing.assert_allclose(timesteps, scheduler.timesteps.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(ratios(schedule), scheduler.sigmas.numpy()[:-1], rtol=1e-6)
+        assert schedule.spacing == next(iter(listed))
+
+
+def test_listed_timesteps_lead_each_to_the_next() -> None:
+    rows = schedule_from_config(config("ddim"), timesteps=[999, 500, 20]).rows
+    assert [row.timestep for row in rows] == [999, 500, 20]
+    assert [row.end for row in rows[:-1]] == [row.level for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("eular", "did you mean euler"), ("xyz", "known: ddim, dpmpp_2m")]
+)
+def test_unknown_sampler(name: str, hint: str) -> None:
+    with pytest.raises(RequestError, match=f"sampler: got '{name}'; {hint}"):
+        schedule_from_config(config("euler"), steps=4, sampler=name)
+
+
+@pytest.mark.parametrize("name", [None, 3, "FlowMatchEulerDiscreteScheduler"])
+def test_unknown_class(name: Any) -> None:
+    with pytest.raises(ScheduleError, match=r"_class_name: got .* expected one of DDIMScheduler"):
+        schedule_from_config({"_class_name": name}, steps=4)
+
+
+def test_class_without_a_sampler() -> None:
+    asked = STABLE_DIFFUSION | {"_class_name": "HeunDiscreteScheduler"}
+    with pytest.raises(ScheduleError, match="no sampler does what diffusers' HeunDiscreteSched"):
+        schedule_from_config(asked, steps=4)
+    assert schedule_from_config(asked, steps=4, sampler="euler").rows
+
+
+@pytest.mark.parametrize(
+    ("sampler", "option", "value"),
+    [
+        ("ddim", "thresholding", True),
+        ("ddim", "prediction_type", "flow_prediction"),
+        ("ddim", "timestep_spacing", "even"),
+        ("pndm", "skip_prk_steps", False),
+        ("pndm", "prediction_type", "sample"),
+        ("euler", "interpolation_type", "log_linear"),
+        ("euler", "use_exponential_sigmas", True),
+        ("euler", "use_beta_sigmas", True),
+        ("euler", "timestep_type", "continuous"),
+        ("euler", "final_sigmas_type", "one"),
+        ("dpmpp_2m", "solver_order", 3),
+        ("dpmpp_2m", "algorithm_type", "sde-dpmsolver++"),
+        ("dpmpp_2m", "solver_type", "heun"),
+        ("dpmpp_2m", "use_lu_lambdas", True),
+        ("dpmpp_2m", "use_flow_sigmas", True),
+        ("dpmpp_2m", "variance_type", "learned_range"),
+    ],
+)
+def test_option_that_is_not_supported(sampler: str, option: str, value: Any) -> None:
+    with pytest.raises(ScheduleError, match=f"{option}: got {re.escape(repr(value))}, but sampler"):
+        schedule_from_config(config(sampler, **{option: value}), steps=4)
+
+
+def test_pndm_needs_skip_prk_steps_said() -> None:
+    asked = {"_class_name": "DDIMScheduler"}
+    with pytest.raises(ScheduleError, match=r"skip_prk_steps: got False.* supports True only"):
+        schedule_from_config(asked, steps=4, sampler="pndm")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("beta_schedule", "sigmoid", "got 'sigmoid'; known: linear, scaled_linear"),
+        ("beta_schedule", "scaled_liner", "got 'scaled_liner'; did you mean scaled_linear"),
+        ("trained_betas", [0.1, 2.0], "expected a list of numbers from 0 to 1"),
+        ("trained_betas", [], "expected a list of numbers from 0 to 1"),
+        ("num_train_timesteps", 0, "got 0, expected a whole number of at least 1"),
+        ("num_train_timesteps", 1e3, "got 1000.0, expected a whole number"),
+        ("steps_offset", -1, "got -1, expected a whole number of at least 0"),
+        ("beta_start", "0.1", "got '0.1', expected a number between 0 and 1"),
+        ("beta_end", math.nan, "got nan, expected a number between 0 and 1"),
+    ],
+)
+def test_broken_configuration(option: str, value: Any, expected: str) -> None:
+    with pytest.raises(ScheduleError, match=f"{option}: {expected}"):
+        schedule_from_config(config("ddim", **{option: value}), steps=4)
+
+
+def test_listed_betas_must_be_as_many_as_training_steps() -> None:
+    with pytest.raises(ScheduleError, match="trained_betas: got 2 for 1000 training steps"):
+        schedule_from_config(config("ddim", trained_betas=[0.1, 0.2]), steps=4)
+
+
+def test_epsilon_out_of_pure_noise() -> None:
+    asked = config("ddim", rescale_betas_zero_snr=True)
+    with pytest.raises(ScheduleError, match="rescale_betas_zero_snr: the first step is pure noise"):
+        schedule_from_config(asked, steps=4, spacing="trailing")
+    assert schedule_from_config(asked, steps=4, spacing="leading").rows
+
+
+def test_unknown_spacing() -> None:
+    with pytest.raises(RequestError, match="schedule: got 'caras'; did you mean karras"):
+        schedule_from_config(config("euler"), steps=4, spacing="caras")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler_ancestral"])
+def test_karras_where_there_is_none(sampler: str) -> None:
+    with pytest.raises(RequestError, match=f"sampler '{sampler}' has no karras spacing; use"):
+        schedule_from_config(config(sampler), steps=4, spacing="karras")
+
+
+@pytest.mark.parametrize(
+    "wishes", [{}, {"steps": 3, "timesteps": [1]}, {"steps": 3, "sigmas": [1]}]
+)
+def test_exactly_one_wish(wishes: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=r"got steps=.*pass exactly one of them"):
+        schedule_from_config(config("euler"), **wishes)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, True, math.nan, "4"])
+def test_steps_that_make_no_sense(steps: Any) -> None:
+    with pytest.raises(
+        RequestError, match=r"steps: got .*, expected a whole number from 1 to 1000"
+    ):
+        schedule_from_config(config("euler"), steps=steps)
+
+
+@pytest.mark.parametrize(
+    "timesteps", [[], [math.nan], [5, 9], [5, 5], [1000], [-1], [[3], [1]], ["a"], [math.inf]]
+)
+def test_timesteps_that_make_no_sense(timesteps: Any) -> None:
+    with pytest.raises(
+        RequestError, match=r"timesteps: got .*, expected at least 1 finite numbers"
+    ):
+        schedule_from_config(config("euler"), timesteps=timesteps)
+
+
+@pytest.mark.parametrize("sigmas", [[1.0], [1.0, 2.0], [math.nan, 0], [1.0, -1.0], 3])
+def test_sigmas_that_make_no_sense(sigmas: Any) -> None:
+    with pytest.raises(RequestError, match=r"sigmas: got .*, expected at least 2 finite numbers"):
+        schedule_from_config(config("euler"), sigmas=sigmas)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
+def test_sigmas_where_there_are_none(sampler: str) -> None:
+    with pytest.raises(RequestError, match=r"pass (timesteps|steps)"):
+        schedule_from_config(config(sampler), sigmas=[2.0, 1.0, 0.0])
+
+
+def test_pndm_takes_no_timesteps() -> None:
+    with pytest.raises(RequestError, match="sampler 'pndm' needs an even spacing; pass steps"):
+        schedule_from_config(config("pndm"), timesteps=[999, 1])
+
+
+def test_steps_that_begin_beyond_the_training() -> None:
+    with pytest.raises(RequestError, match="begin at timestep 1000, but the model knows 0 to 999"):
+        schedule_from_config(config("ddim"), steps=1000)
+
+
+def test_more_steps_than_levels() -> None:
+    with pytest.raises(RequestError, match="1000 steps would visit a noise level twice"):
+        schedule_from_config(config("dpmpp_2m"), steps=1000)

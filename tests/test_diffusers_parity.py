@@ -1,0 +1,129 @@
+"""The same picture as diffusers: same checkpoint, same seed, fp32 on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgediffusion as ed
+from edgediffusion.golden import relative_l2
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+CHECKPOINT = Path(__file__).parents[1] / "models" / "shapes" / "checkpoint"
+PROMPT = "a red circle above a blue square"
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+}
+LATENTS_L2 = 1e-3
+
+# diffusers 0.42.1 hands tensors to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+PSNR_DB = 60.0
+
+
+def psnr(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
+    """Peak signal-to-noise ratio of pictures in [0, 255], in dB; infinite where they are equal."""
+    error = float(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """diffusers' own pipeline on the demo checkpoint, upcast to fp32."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        CHECKPOINT,
+        dtype=torch.float32,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def diffusers_picture(
+    reference: Any, sampler: str, seed: int, guidance: float, steps: int = 20
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Final latents and unrounded picture (in 0..255) of diffusers."""
+    scheduler = getattr(diffusers, SCHEDULERS[sampler])
+    config = reference.scheduler.config
+    reference.scheduler = scheduler.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        latents = reference(
+            PROMPT,
+            negative_prompt="",
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type="latent",
+        ).images
+        decoded = reference.vae.decode(latents / reference.vae.config.scaling_factor).sample
+    picture = (decoded / 2 + 0.5).clamp(0, 1) * 255
+    return latents.numpy(), picture.round().numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_latents_and_pictures_equal_diffusers(
+    pipe: ed.Pipeline, reference: Any, sampler: str, guidance: float
+) -> None:
+    want_latents, want_picture = diffusers_picture(reference, sampler, 7, guidance)
+    request = ed.Request(prompt=PROMPT, steps=20, seed=7, sampler=sampler, guidance=guidance)
+    result = pipe.generate(request)
+    assert relative_l2(result.latents, want_latents) <= LATENTS_L2
+    assert psnr(result.images, want_picture) >= PSNR_DB
+    assert want_picture.std() > 10, "a flat picture would prove nothing"
+
+
+def test_another_seed_is_another_picture(pipe: ed.Pipeline, reference: Any) -> None:
+    want_latents, want_picture = diffusers_picture(reference, "ddim", 7, 4.0)
+    result = pipe.generate(ed.Request(prompt=PROMPT, steps=20, seed=8, sampler="ddim", guidance=4))
+    assert relative_l2(result.latents, want_latents) > 100 * LATENTS_L2
+    assert psnr(result.images, want_picture) < PSNR_DB / 2
+
+
+def test_a_diffusers_batch_is_the_same_batch(pipe: ed.Pipeline, reference: Any) -> None:
+    reference.scheduler = diffusers.DDIMScheduler.from_config(reference.scheduler.config)
+    with torch.no_grad():
+        want = reference(
+            PROMPT,
+            num_inference_steps=5,
+            guidance_scale=4.0,
+            num_images_per_prompt=2,
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+        ).images.numpy()
+    got = pipe.generate(
+        ed.Request(
+            prompt=PROMPT,
+            steps=5,
+            guidance=4.0,
+            seed=3,
+            batch=2,
+            sampler="ddim",
+            noise_layout="diffusers-batch",
+        )
+    )
+    assert relative_l2(got.latents, want) <= LATENTS_L2
+
+
+def test_embeddings_equal_transformers(pipe: ed.Pipeline, reference: Any) -> None:
+    ids = reference.tokenizer(
+        [PROMPT, ""], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        want = reference.text_encoder(ids)
+    got = pipe.embed([PROMPT, ""])
+    assert relative_l2(got.hidden, want.last_hidden_state.numpy()) <= 1e-4
+    assert relative_l2(got.pooled, want.pooler_output.numpy()) <= 1e-4
