@@ -10,10 +10,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from edgediffusion.errors import CheckpointError
 from edgediffusion.manifest import MANIFEST_NAME, read_manifest
+from edgediffusion.report import graph_table
 from edgediffusion_export.options import ExportOptions, parse_size
 
 PACKAGES: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "huggingface_hub")
@@ -78,12 +78,7 @@ def print_summary(bundle: Path, seconds: float, console: Console | None = None) 
     """Print the graphs with what was measured, and the size on disk."""
     console = console or Console(highlight=False, soft_wrap=True)
     manifest = read_manifest(bundle)
-    table = Table("graph", "parameters", "precision", "L2 to PyTorch", "gate")
-    for component in manifest.components.values():
-        for graph in component.graphs:
-            parity = f"{graph.parity.l2:.1e}", f"{graph.parity.gate:g}"
-            table.add_row(graph.file, f"{component.parameters:,}", graph.precision, *parity)
-    console.print(table)
+    console.print(graph_table(manifest))
     for component in manifest.components.values():
         for note in sorted(
             {f"{graph.file}: {graph.note}" for graph in component.graphs if graph.note}

@@ -38,13 +38,14 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
     Raises CheckpointError, RequestError, ParityError or OutputError; there is no new bundle then,
     and an old one is untouched.
     """
+    created = _now()
     with staged(options.output, force=options.force) as staging:
         checkpoint = open_checkpoint(options.checkpoint, options.revision)
         job = Job(options, checkpoint, staging, progress)
         tokenizer = _write_tokenizer(job)
         components = {network.name: export_component(job, network) for network in job.networks}
         job.begin("hashing the checkpoint")
-        staging.finish(_manifest(job, components, tokenizer))
+        staging.finish(_manifest(job, components, tokenizer, created))
     return options.output
 
 
@@ -57,14 +58,16 @@ def _write_tokenizer(job: Job) -> TokenizerSpec:
     return spec
 
 
-def _manifest(job: Job, components: dict[str, ComponentSpec], tokenizer: TokenizerSpec) -> Manifest:
+def _manifest(
+    job: Job, components: dict[str, ComponentSpec], tokenizer: TokenizerSpec, created: str
+) -> Manifest:
     options, checkpoint, architecture = job.options, job.checkpoint, job.architecture
     unet = components["unet"].graphs[0].precision
     return Manifest(
         format=FORMAT,
         name=options.name or checkpoint.name,
         family="stable-diffusion",
-        created=_now(),
+        created=created,
         tools={"edgediffusion": __version__} | {tool: metadata.version(tool) for tool in TOOLS},
         source=checkpoint.source(),
         license=options.license or checkpoint.license,

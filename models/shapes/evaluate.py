@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,34 +124,43 @@ def checkpoint(
     device: str = "cpu",
     tiny: bool = False,
 ) -> None:
-    """Make the pictures of both sets of captions with PyTorch, and score them."""
+    """Make the pictures of both sets of captions with PyTorch, two processes, and score them."""
     import diffusers
     import torch
-    from sampling import load_models, sample
 
-    models = load_models(folder, device, tiny=tiny)
+    options = {"steps": steps, "guidance": guidance, "sampler": sampler}
     report: dict[str, Any] = {
         "command": " ".join(["python", "models/shapes/evaluate.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
-        "settings": {"steps": steps, "guidance": guidance, "sampler": sampler, "tiny": tiny},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        "settings": {**options, "number": number, "tiny": tiny},
         "bar": BAR,
     }
-    for name, held_out in {"held_out": True, "seen": False}.items():
-        start, drawn = time.monotonic(), draw_captions(number, held_out=held_out)
-        made = sample(
-            models,
-            [str(caption) for caption in drawn],
-            range(number),
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-        )
-        report[name] = score(made, drawn) | {"seconds": round(time.monotonic() - start)}
-        print(name, {group: report[name][group]["share"] for group in BAR}, flush=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2) + "\n")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            name: pool.submit(score_set, folder, device, tiny, name, number, options)
+            for name in ("held_out", "seen")
+        }
+        report |= {name: job.result() for name, job in jobs.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    for name in ("held_out", "seen"):
+        print(name, {group: report[name][group]["share"] for group in BAR})
+
+
+def score_set(
+    folder: Path, device: str, tiny: bool, name: str, number: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Make and score the pictures of one set of captions, ``held_out`` or ``seen``."""
+    from loop import keep_to_own_cores
+    from sampling import load_models, sample
+
+    keep_to_own_cores(("held_out", "seen").index(name), 2)
+    start, drawn = time.monotonic(), draw_captions(number, held_out=name == "held_out")
+    models = load_models(folder, device, tiny=tiny)
+    made = sample(models, [str(caption) for caption in drawn], range(number), **options)
+    return score(made, drawn) | {"seconds": round(time.monotonic() - start)}
 
 
 if __name__ == "__main__":

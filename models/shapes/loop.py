@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -45,6 +47,43 @@ class Stage:
     weight_decay: float = 1e-2
 
 
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together, under ``torchrun``: who this one is, and of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+    def average(self, gradients: list[Tensor]) -> None:
+        """Replace the gradients by their mean over all processes."""
+        if self.size > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            parts = flat.div_(self.size).split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view(gradient.shape))
+
+    def agree(self, value: float) -> float:
+        """The first process's value, for all."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+
+def keep_to_own_cores(rank: int, size: int) -> None:
+    """Share the cores out among `size` processes; left alone, two may end up on one core."""
+    if sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        own = cores[rank::size] or cores
+        os.sched_setaffinity(0, own)
+        torch.set_num_threads(len(own))
+
+
+ALONE: Final = Team()
+
+
 def write_atomically(path: Path, state: object) -> None:
     """Save with torch so that a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +104,7 @@ def train(
     save_every: float = 600.0,
     log_every: int = 50,
     stop_after: int | None = None,
+    team: Team = ALONE,
     on_save: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train a stage to the end of its budget, from its state on disk if there is one.
@@ -83,6 +123,8 @@ def train(
         Steps between two lines of the log.
     stop_after : int, optional
         Break off after this step with `KeyboardInterrupt`, as a kill would (for tests).
+    team : Team
+        The processes among which the batches are shared out; the first one writes.
     on_save : callable
         Called after each save, with the averaged weights in the networks.
     """
@@ -105,6 +147,8 @@ def train(
             return
 
     def save() -> None:
+        if team.rank > 0:
+            return
         weights = {"live": [p.detach() for p in live], "average": average}
         write_atomically(
             path, weights | {"step": step, "seconds": seconds, "optimiser": optimiser.state_dict()}
@@ -117,10 +161,11 @@ def train(
     while (progress := stage.budget.progress(step, seconds)) < 1.0:
         for group in optimiser.param_groups:
             group["lr"] = stage.rate * learning_rate(step, progress)
-        terms = stage.losses(step, progress)
+        terms = stage.losses(step * team.size + team.rank, progress)
         loss = torch.stack(list(terms.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        team.average([p.grad for p in live if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(live, 1.0)
         if bool(torch.isfinite(norm)):
             optimiser.step()
@@ -128,8 +173,8 @@ def train(
         torch._foreach_lerp_(average, [p.detach() for p in live], 1 - decay)
         step += 1
         now = time.monotonic()
-        seconds, last = seconds + now - last, now
-        if step % log_every == 0:
+        seconds, last = team.agree(seconds + now - last), now
+        if step % log_every == 0 and team.rank == 0:
             log(folder, _summary(stage.name, step, seconds, progress, terms))
         if step == stop_after:
             save()

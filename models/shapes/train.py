@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,23 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import typer
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
-from loop import Budget, Losses, Stage, console, load, log, train, write_atomically
+from loop import (
+    ALONE,
+    Budget,
+    Losses,
+    Stage,
+    Team,
+    console,
+    keep_to_own_cores,
+    load,
+    log,
+    train,
+    write_atomically,
+)
 from networks import (
     DEFAULT,
     SCHEDULER,
@@ -49,6 +63,8 @@ Pixels = NDArray[np.uint8]
 PICTURES, CROPS, CAPTIONS, NOISE, CACHE = range(5)  # what a random stream is for
 UNCONDITIONAL: Final = 0.1  # how often the whole caption is dropped, for classifier-free guidance
 LATENT_NOISE: Final = 0.2  # the most noise on the latents that the decoders learn from
+MIDDLE: Final = (100, 750)  # the times that matter most, and the share of the steps for them alone
+MIDDLE_SHARE: Final = 0.8
 MOST_WEIGHT: Final = 30.0  # of the strongest noise, where background and layout are decided
 
 
@@ -62,6 +78,11 @@ class Settings:
     device: str = "cpu"
     pictures: int = 16_000
     checks: int = 64
+    team: Team = ALONE
+
+    def share(self, batch: int) -> int:
+        """What this process takes of a batch."""
+        return max(1, batch // self.team.size)
 
 
 def to_tensor(pictures: Pixels, device: str) -> Tensor:
@@ -114,7 +135,8 @@ def vae_stage(settings: Settings, vae: nn.Module, budget: Budget, batch: int = 8
 
     def losses(step: int, progress: float) -> Losses:
         whole = progress > 0.65
-        side, count = (SIDE, max(1, batch * 3 // 4)) if whole else (SIDE // 2, 2 * batch)
+        side, count = (SIDE, batch * 3 // 4) if whole else (SIDE // 2, 2 * batch)
+        count = settings.share(count)
         pictures = picture_batch(settings, step, count, side)
         posterior = vae.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator(settings.seed, NOISE, step))
@@ -207,7 +229,7 @@ def text_stage(
 
     def losses(step: int, progress: float) -> Losses:
         random = rng(settings.seed, CAPTIONS, step)
-        captions = [draw_caption(draw_scene(random), random) for _ in range(batch)]
+        captions = [draw_caption(draw_scene(random), random) for _ in range(settings.share(batch))]
         said = [None if random.random() < UNCONDITIONAL else caption for caption in captions]
         ids = tokenize(tokenizer, [str(c or "") for c in said]).to(settings.device)
         hidden = text_encoder(ids).last_hidden_state
@@ -229,6 +251,15 @@ def text_stage(
 # ---------------------------------------------------------------------------------------- the UNet
 
 
+def draw_times(random: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """Spread times evenly, most of them over the middle, where shapes and colours are decided."""
+    even = (np.arange(count) + random.random(count)) / count
+    everywhere = even * 1000
+    middle = MIDDLE[0] + even * (MIDDLE[1] - MIDDLE[0])
+    chosen = np.where(random.random(count) < MIDDLE_SHARE, middle, everywhere)
+    return np.minimum(chosen, 999).astype(np.int64)
+
+
 def unet_stage(
     settings: Settings,
     unet: nn.Module,
@@ -240,6 +271,7 @@ def unet_stage(
     """The denoiser, on latents made once; captions are drawn anew for every picture and step."""
     drawn = list(scenes(settings.seed, 0, len(latents)))
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
+    batch = settings.share(batch)
 
     def losses(step: int, progress: float) -> Losses:
         random = rng(settings.seed, NOISE, step)
@@ -248,8 +280,7 @@ def unet_stage(
             "" if random.random() < UNCONDITIONAL else str(draw_caption(drawn[i], random))
             for i in chosen
         ]
-        stratified = (np.arange(batch) + random.random(batch)) / batch
-        t = torch.from_numpy((stratified * len(alphas)).astype(np.int64))
+        t = torch.from_numpy(draw_times(random, batch))
         noise = torch.randn((batch, *latents.shape[1:]), generator=generator(settings.seed, step))
         alpha = alphas[t][:, None, None, None]
         noisy = alpha.sqrt() * latents[chosen] + (1 - alpha).sqrt() * noise
@@ -260,7 +291,7 @@ def unet_stage(
 
     networks = nn.ModuleDict({"unet": unet})
     return Stage(
-        name="unet", networks=networks, losses=losses, budget=budget, rate=1.2e-3, decay=0.999
+        name="unet", networks=networks, losses=losses, budget=budget, rate=1.2e-3, decay=0.996
     )
 
 
@@ -291,7 +322,7 @@ def decoder_stage(
     """The decoder alone once more, on latents as imperfect as a sampler's."""
 
     def losses(step: int, progress: float) -> Losses:
-        _, noisy, pictures = latent_batch(settings, latents, step, batch, SIDE)
+        _, noisy, pictures = latent_batch(settings, latents, step, settings.share(batch), SIDE)
         return {"picture": reconstruction(vae.decode(noisy).sample, pictures)}
 
     networks = nn.ModuleDict({"decoder": vae.decoder, "post": vae.post_quant_conv})
@@ -306,6 +337,7 @@ def tiny_stage(
 
     def losses(step: int, progress: float) -> Losses:
         side, count = (SIDE, batch) if progress > 0.6 else (SIDE // 2, 2 * batch)
+        count = settings.share(count)
         clean, noisy, pictures = latent_batch(settings, latents, step, count, side)
         return {
             "picture": reconstruction(tiny.decode(noisy).sample, pictures),
@@ -322,16 +354,15 @@ def tiny_stage(
 
 def run(settings: Settings, budgets: dict[str, Budget], out: Path, save_every: float = 600) -> None:
     """Train every network in turn, from where the state folder says, and write the checkpoint."""
-    settings.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    tokenizer = make_tokenizer(settings.folder / "tokenizer")
+    tokenizer = make_tokenizer(settings.folder / f"tokenizer{settings.team.rank}")
     text_encoder, vae, unet, tiny = (
         make(settings.sizes).to(settings.device, memory_format=torch.channels_last)
         for make in (make_text_encoder, make_vae, make_unet, make_tiny)
     )
     parts = {"text_encoder": text_encoder, "vae": vae, "unet": unet, "tiny": tiny}
     console.print({name: count(part) for name, part in parts.items()}, count(*parts.values()))
-    save = {"save_every": save_every}
+    save: dict[str, Any] = {"save_every": save_every, "team": settings.team}
 
     train(vae_stage(settings, vae, budgets["vae"]), settings.folder, **save)
     train(text_stage(settings, text_encoder, tokenizer, budgets["text"]), settings.folder, **save)
@@ -350,7 +381,18 @@ def run(settings: Settings, budgets: dict[str, Budget], out: Path, save_every: f
     train(stage, settings.folder, **save, on_save=hand_over)
     train(decoder_stage(settings, vae, latents, budgets["decoder"]), settings.folder, **save)
     train(tiny_stage(settings, tiny, latents, budgets["tiny"]), settings.folder, **save)
-    save_checkpoint(out, **parts)
+    if settings.team.rank == 0:
+        save_checkpoint(out, **parts)
+
+
+def join_team() -> Team:
+    """Meet the other processes if ``torchrun`` started several."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    dist.init_process_group("gloo")
+    keep_to_own_cores(dist.get_rank(), size)
+    return Team(dist.get_rank(), size)
 
 
 def main(
@@ -369,7 +411,7 @@ def main(
     minutes = {"vae": vae_minutes, "text": text_minutes, "unet": unet_minutes}
     minutes |= {"decoder": decoder_minutes, "tiny": tiny_minutes}
     budgets = {name: Budget(minutes=value) for name, value in minutes.items()}
-    settings = Settings(folder=state.expanduser(), seed=seed, device=device)
+    settings = Settings(folder=state.expanduser(), seed=seed, device=device, team=join_team())
     run(settings, budgets, out, 60 * save_minutes)
 
 

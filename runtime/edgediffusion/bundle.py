@@ -182,10 +182,7 @@ def user_bundles() -> Path:
 def _named_bundles() -> Iterator[Path]:
     """The user's bundles, then the shipped ones, which win where names meet."""
     for home in (user_bundles(), _SHIPPED):
-        if home.is_dir():
-            yield from sorted(
-                p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".")
-            )
+        yield from sorted(manifest.parent for manifest in home.glob(f"[!.]*/{MANIFEST_NAME}"))
 
 
 def say_size(size: tuple[int, int]) -> str:

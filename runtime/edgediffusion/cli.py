@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import edgediffusion as ed
 from edgediffusion.bench import BenchOptions
@@ -23,6 +22,7 @@ from edgediffusion.bench import bench as run_bench
 from edgediffusion.bundle import say_size
 from edgediffusion.errors import OutputError, RequestError
 from edgediffusion.files import write_atomically
+from edgediffusion.report import graph_table, latency_table
 from edgediffusion.timing import summarize
 
 app = typer.Typer(
@@ -80,7 +80,9 @@ def generate(
         size=_parse_size(size) if size else None,
         decoder=_decoder(decoder),
     )
-    with ed.Pipeline.open(bundle, device=device, threads=threads) as pipe:
+    with _err.status("opening the bundle"):  # a large one is hashed when it is new here
+        pipe = ed.Pipeline.open(bundle, device=device, threads=threads)
+    with pipe:
         result = _show_steps(pipe, request)
     for index, target in enumerate(targets):
         result.save(target, index)
@@ -91,7 +93,7 @@ def generate(
             f"{result.device}, {timings.total / 1000:.2f} s"
         )
     for name, cut in result.truncated.items():
-        _err.print(f"note: the end of the {name} did not fit and was left out: {escape(cut)!r}")
+        _err.print(f"note: the end of the {name} did not fit and was left out: {_short(cut)}")
 
 
 @app.command()
@@ -119,7 +121,7 @@ def embed(
         _out.print(f"{escape(str(output))}  {values.dtype} {values.shape}")
     for text, cut in zip(texts, embeddings.truncated, strict=True):
         if cut:
-            _err.print(f"note: the end of {escape(text[:20])!r}… did not fit: {escape(cut)!r}")
+            _err.print(f"note: the end of {_short(text)} did not fit: {_short(cut)}")
 
 
 @app.command()
@@ -167,15 +169,7 @@ def info(
     }
     for key, value in facts.items():
         _out.print(f"{key:>10}  {escape(value)}")
-    table = Table("graph", "parameters", "precision", "L2 to PyTorch", "gate")
-    for component in manifest.components.values():
-        for graph in component.graphs:
-            parity = graph.parity
-            count = f"{component.parameters:,}"
-            table.add_row(
-                graph.file, count, graph.precision, f"{parity.l2:.1e}", f"{parity.gate:g}"
-            )
-    _out.print(table)
+    _out.print(graph_table(manifest))
 
 
 @app.command()
@@ -216,12 +210,7 @@ def devices() -> None:
 
 def print_report(report: dict[str, Any]) -> None:
     """Print the medians of a benchmark report."""
-    title = f"{report['bundle']['name']} {report['bundle']['size']} on {report['machine']['cpu']}"
-    table = Table("ms", "median", "p90", "min", "samples", title=title)
-    for name, samples in report["samples_ms"].items():
-        s = summarize(samples)
-        table.add_row(name, f"{s.median:.3f}", f"{s.p90:.3f}", f"{s.min:.3f}", str(s.count))
-    _out.print(table)
+    _out.print(latency_table(report))
     share = summarize(report["own_share"])
     _out.print(f"runtime's own share of a step: median {share.median:.2%}, p90 {share.p90:.2%}")
     if report["peak_memory_mib"] is not None:
@@ -276,6 +265,11 @@ def _show_steps(pipe: ed.Pipeline, request: ed.Request) -> ed.Result:
             )
     assert step.result is not None, "the last step carries the result"
     return step.result
+
+
+def _short(text: str, most: int = 60) -> str:
+    """Quote the beginning of a text that may be very long."""
+    return escape(repr(text if len(text) <= most else text[:most] + "…"))
 
 
 def _targets(output: Path, batch: int) -> list[Path]:

@@ -103,9 +103,7 @@ def test_a_configuration_must_be_an_object(broken: Path) -> None:
 
 def test_a_missing_configuration_is_named(broken: Path) -> None:
     (broken / "vae" / "config.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"vae/config\.json is missing: the checkpoint is"
-    ):
+    with pytest.raises(CheckpointError, match=r"vae/config\.json is missing: the checkpoint is"):
         open_checkpoint(str(broken))
 
 
