@@ -19,6 +19,10 @@ PICTURES: Final = 24
 LATENT_SIDE: Final = 16
 """The pictures are this many latents wide and high, which is enough for a linear fit."""
 
+VIVID: Final = (0.4, 0.4)
+"""Parameters of the beta distribution of the colours, near 0 and 1 more often than between: vivid
+colours lie at the ends of what the latents can say, and pictures are made of them."""
+
 
 def fit_latent_rgb(
     encoder: Network, vae: torch.nn.Module, architecture: Architecture
@@ -40,7 +44,7 @@ def smooth_pictures(count: int, side: int) -> Iterator[Picture]:
     draw = np.random.Generator(np.random.PCG64(0))
     across, down = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
     for index in range(count):
-        first, second = draw.random((2, 3, 1, 1))
+        first, second = draw.beta(*VIVID, (2, 3, 1, 1))
         angle, x, y = draw.random(3) * (2 * np.pi, 1, 1)
         blends = (
             np.zeros_like(across),

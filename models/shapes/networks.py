@@ -180,6 +180,13 @@ def make_tiny(sizes: Sizes) -> AutoencoderTiny:
     )
 
 
+def make_scheduler() -> DDIMScheduler:
+    """The noise schedule; like Stable Diffusion's it says how PNDM runs, should a user choose it."""
+    scheduler = DDIMScheduler(**SCHEDULER)
+    scheduler.register_to_config(skip_prk_steps=True)
+    return scheduler
+
+
 def count(*networks: torch.nn.Module) -> int:
     """How many parameters the networks have together."""
     return sum(p.numel() for network in networks for p in network.parameters())
@@ -201,7 +208,7 @@ def save_checkpoint(
         text_encoder=_half(text_encoder),
         tokenizer=make_tokenizer(new / "tokenizer"),
         unet=_half(unet),
-        scheduler=DDIMScheduler(**SCHEDULER),
+        scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -209,6 +216,8 @@ def save_checkpoint(
     pipe.save_pretrained(new, safe_serialization=True)
     _half(tiny).save_pretrained(new / "vae_tiny", safe_serialization=True)
     new.chmod(0o755)
+    for file in new.rglob("*.*"):
+        file.chmod(0o644)
     swap(new, target)
 
 
