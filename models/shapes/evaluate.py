@@ -119,7 +119,7 @@ def checkpoint(
     out: Path = HERE / "results" / "score.json",
     number: int = 1000,
     steps: int = 20,
-    guidance: float = 4.0,
+    guidance: float = 2.0,
     sampler: str = "ddim",
     device: str = "cpu",
     tiny: bool = False,

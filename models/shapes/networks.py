@@ -181,7 +181,7 @@ def make_tiny(sizes: Sizes) -> AutoencoderTiny:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """The noise schedule; like Stable Diffusion's it says how PNDM runs, should a user choose it."""
+    """The noise schedule; it also says how PNDM runs, should a user choose it."""
     scheduler = DDIMScheduler(**SCHEDULER)
     scheduler.register_to_config(skip_prk_steps=True)
     return scheduler

@@ -79,7 +79,7 @@ def sample(
     seeds: Sequence[int],
     *,
     steps: int = 20,
-    guidance: float = 4.0,
+    guidance: float = 2.0,
     sampler: str = "ddim",
     batch: int = 50,
 ) -> Iterator[NDArray[np.uint8]]:

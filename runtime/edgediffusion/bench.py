@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
@@ -20,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgediffusion.bundle import Bundle, say_size
-from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
+from edgediffusion.engine import Engine, resolve_device
 from edgediffusion.errors import EngineError, RequestError
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.machine import machine_facts, peak_memory_mib
@@ -77,12 +76,12 @@ def bench(
     the part of it that was not spent in the engine.
     """
     size = bundle.manifest.sizes[0]
-    with ExitStack() as stack:
-        pipe = stack.enter_context(
-            Pipeline.open(bundle.path, device=options.device, threads=options.threads)
-        )
-        own_share: list[float] = []
-        workloads = _engine_workloads(bundle, size, options, stack)
+    own_share: list[float] = []
+    with Pipeline.open(bundle.path, device=options.device, threads=options.threads) as pipe:
+        on_progress("first picture")
+        _picture(pipe, options.steps, own_share)
+        peak = peak_memory_mib()  # of making pictures; measuring loads one more graph
+        workloads = _engine_workloads(pipe, size)
         workloads["sampler_step"] = _sampler_workload(bundle, options.steps)
         workloads["end_to_end"] = partial(_picture, pipe, options.steps, own_share)
         samples = _interleave(workloads, options, own_share, on_progress)
@@ -100,30 +99,24 @@ def bench(
         "machine": machine_facts(),
         "samples_ms": samples,
         "own_share": own_share,
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": peak,
     }
 
 
-def _engine_workloads(
-    bundle: Bundle, size: tuple[int, int], options: BenchOptions, stack: ExitStack
-) -> dict[str, Callable[[], object]]:
+def _engine_workloads(pipe: Pipeline, size: tuple[int, int]) -> dict[str, Callable[[], object]]:
     """One call of each graph of the default size, on its own golden inputs."""
     workloads: dict[str, Callable[[], object]] = {}
-    engine_options = EngineOptions(threads=options.threads)
+    components = pipe.bundle.manifest.components
     for name in _ENGINES:
-        if name not in bundle.manifest.components:
+        if name not in components:
             continue
-        component = bundle.manifest.components[name]
-        tensors = read_tensors(bundle.file(component.golden))
-        for graph in component.graphs:
-            if graph.size not in (None, size):
-                continue
-            engine = stack.enter_context(
-                open_engine(graph, bundle.path, options.device, engine_options)
-            )
-            inputs = golden_inputs(graph.golden[0], graph, tensors)
-            label = f"{name}_b{graph.batch}" if name == "unet" else name
-            workloads[label] = partial(_call, engine, inputs)
+        tensors = read_tensors(pipe.bundle.file(components[name].golden))
+        for graph in components[name].graphs:
+            if graph.size in (None, size):
+                engine = pipe.engine(name, graph.batch, size)
+                inputs = golden_inputs(graph.golden[0], graph, tensors)
+                label = f"{name}_b{graph.batch}" if name == "unet" else name
+                workloads[label] = partial(_call, engine, inputs)
     return workloads
 
 

@@ -183,6 +183,25 @@ class Pipeline:
         pooled = np.concatenate([pool for _, pool in outputs])
         return Embeddings(hidden, pooled, tuple(each.dropped for each in tokens))
 
+    def engine(
+        self,
+        component: str,
+        batch: int = 1,
+        size: tuple[int, int] | None = None,
+        watch: Stopwatch | None = None,
+    ) -> Engine:
+        """Return the graph of a component, loaded when it is first needed and kept until ``close``.
+
+        For benchmarks and tools; it is not guarded against a run in another thread.
+        """
+        spec = self.bundle.graph(component, batch=batch, size=size)
+        if spec.file not in self._engines:
+            with (watch or Stopwatch())("load"):
+                self._engines[spec.file] = open_engine(
+                    spec, self.bundle.path, self.device, self._options
+                )
+        return self._engines[spec.file]
+
     def cancel(self) -> None:
         """Make the run in progress, if any, raise Cancelled at its next step."""
         self._cancelled.set()
@@ -252,7 +271,7 @@ class Pipeline:
         with watch("tokenize"):
             for name, text in texts.items():
                 tokens[name] = self._tokens(text)
-        self._engine("text_encoder", watch=watch)
+        self.engine("text_encoder", watch=watch)
         with watch("text_encoder"):
             states = [self._text_states(each)[0] for each in tokens.values()]
         context = np.concatenate(states)
@@ -268,10 +287,10 @@ class Pipeline:
                 f"{', '.join(map(str, sorted(batches)))} only, guidance {plan.guidance} needs "
                 "batch 1: raise guidance above 1, or export again with --batch 1"
             )
-        return Denoiser(self._engine("unet", batch, plan.size, watch), states, plan.guidance)
+        return Denoiser(self.engine("unet", batch, plan.size, watch), states, plan.guidance)
 
     def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
-        engine = self._engine(plan.decoder, 1, plan.size, watch)
+        engine = self.engine(plan.decoder, 1, plan.size, watch)
         latent = self.bundle.manifest.latent
         if plan.decoder == "vae_decoder":
             latents = latents / np.float32(latent.scaling_factor) + np.float32(latent.shift_factor)
@@ -288,21 +307,6 @@ class Pipeline:
         require_picture(images, plan.decoder)
         return images
 
-    def _engine(
-        self,
-        component: str,
-        batch: int = 1,
-        size: tuple[int, int] | None = None,
-        watch: Stopwatch | None = None,
-    ) -> Engine:
-        spec = self.bundle.graph(component, batch=batch, size=size)
-        if spec.file not in self._engines:
-            with (watch or Stopwatch())("load"):
-                self._engines[spec.file] = open_engine(
-                    spec, self.bundle.path, self.device, self._options
-                )
-        return self._engines[spec.file]
-
     def _tokens(self, text: str) -> Tokens:
         if self._tokenizer is None:
             spec = self.bundle.manifest.tokenizer
@@ -310,7 +314,7 @@ class Pipeline:
         return self._tokenizer.encode(text)
 
     def _text_states(self, tokens: Tokens) -> tuple[Float, Float]:
-        outputs = self._engine("text_encoder")(input_ids=tokens.ids)
+        outputs = self.engine("text_encoder")(input_ids=tokens.ids)
         hidden = outputs[self.bundle.manifest.conditioning.hidden_state]
         return hidden.astype(np.float32), outputs["pooler_output"].astype(np.float32)
 

@@ -256,7 +256,7 @@ def test_two_calls_of_the_batch_1_graph_equal_one_of_the_batch_2_graph(pipe: ed.
     noise = ed.randn((1, 4, 16, 16), seed=0)
     made = []
     for batch in (1, 2):
-        unet = pipe._engine("unet", batch, (128, 128))
+        unet = pipe.engine("unet", batch, (128, 128))
         made.append(Denoiser(unet, states, 4.0)(noise, 500.0))
     np.testing.assert_allclose(made[0], made[1], atol=1e-4)
 
