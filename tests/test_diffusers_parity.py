@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgediffusion as ed
+from benchmarks.full_size import psnr
 from edgediffusion.golden import relative_l2
 
 torch = pytest.importorskip("torch")
@@ -28,12 +29,6 @@ LATENTS_L2 = 1e-3
 # diffusers 0.42.1 hands tensors to NumPy in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PSNR_DB = 60.0
-
-
-def psnr(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 255], in dB; infinite where they are equal."""
-    error = float(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 @pytest.fixture(scope="module")
