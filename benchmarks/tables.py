@@ -20,7 +20,10 @@ from edgediffusion.timing import summarize
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "xeon-avx512-2core"
-PAGES: Final = (ROOT / "README.md", ROOT / "models" / "README.md", ROOT / "models/shapes/README.md")
+PAGES: Final = tuple(
+    ROOT / page
+    for page in ("README.md", "models/README.md", "models/shapes/README.md", "docs/samplers.md")
+)
 
 
 def read(path: Path) -> Any:
@@ -114,10 +117,62 @@ def interval(rate: dict[str, Any]) -> str:
     return f"{rate['share']:.1%} ({low:.1%} to {high:.1%}, n={rate['of']})"
 
 
+def sampler_cost() -> str:
+    """Microseconds of a step's arithmetic."""
+    figures = read(RESULTS / "sampler_cost.json")
+    noise = summarize(figures["steps_us"].pop("fresh noise"))
+    rows = []
+    for name, samples in figures["steps_us"].items():
+        s = summarize(samples)
+        rows.append([f"`{name}`", f"{s.median:,.0f}", f"{s.p90:,.0f}"])
+    return (
+        f"Latents of shape {tuple(figures['shape'])}, one thread; drawing fresh noise on top: "
+        f"{noise.median / 1e3:.1f} ms (in `dpmpp_sde` it is included, from its Brownian path). "
+        "Command: `python benchmarks/sampler_cost.py`.\n\n"
+        + table(["sampler", "median, microseconds", "p90"], rows)
+    )
+
+
+def sampler_parity() -> str:
+    """How near the matrix of trajectories comes to diffusers."""
+    figures = read(ROOT / "benchmarks/results/sampler_parity.json")
+    rows = []
+    for name, own in figures["classes"].items():
+        worst = own["worst_against_float32"]
+        others = own["rows_against_float64"] + own["rows_against_nearer"]
+        cells = [own["rows"], f"{worst['error']:.1e}" if worst else "-", others, own["failed"]]
+        rows.append([f"`{name}`", *(f"{c:,}" if isinstance(c, int) else c for c in cells)])
+    head = ["diffusers class", "rows", "worst", "judged against float64", "missed"]
+    return (
+        f"{figures['rows']:,} rows against diffusers {figures['diffusers']}, PyTorch "
+        f"{figures['torch']} on the CPU; {figures['refused_by_diffusers']:,} more that diffusers "
+        "refuses or cannot finish. Command: `python -m tests.parity.report`.\n\n"
+        + table(head, rows)
+    )
+
+
+def sampler_quality() -> str:
+    """The judge's score by sampler and number of steps."""
+    figures = read(ROOT / "benchmarks/results/sampler_quality.json")
+    counts = list(next(iter(figures["right"].values())))
+    rows = [
+        [f"`{name}`", *(f"{row[n]:.0%}" if isinstance(row[n], float) else "-" for n in counts)]
+        for name, row in figures["right"].items()
+    ]
+    return (
+        f"Wholly right pictures among {figures['captions']} held-out captions of the demo, same "
+        "seeds in every cell. Command: `python benchmarks/sampler_quality.py`.\n\n"
+        + table(["sampler", *(f"{n} steps" for n in counts)], rows)
+    )
+
+
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "latency": latency,
     "full_size": full_size,
     "score": score,
+    "sampler_cost": sampler_cost,
+    "sampler_parity": sampler_parity,
+    "sampler_quality": sampler_quality,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,29 @@ import pytest
 import edgediffusion as ed
 from benchmarks.full_size import psnr
 from edgediffusion.golden import relative_l2
+from edgediffusion.options import NAMES
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 CHECKPOINT = Path(__file__).parents[1] / "models" / "shapes" / "checkpoint"
+CONFIG = json.loads((CHECKPOINT / "scheduler" / "scheduler_config.json").read_text())
 PROMPT = "a red circle above a blue square"
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-}
+# The names of classes for models that predict epsilon in a latent space; of classes with several
+# names, those that fix their options.
+SAMPLERS = [
+    name
+    for name, (scheduler, fixed) in NAMES.items()
+    if not scheduler.startswith(("EDM", "Flow", "IPNDM"))
+    and (fixed or name == next(n for n in NAMES if NAMES[n].scheduler == scheduler))
+]
 LATENTS_L2 = 1e-3
 
 # diffusers 0.42.1 hands tensors to NumPy in a way that NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 PSNR_DB = 60.0
 
 
@@ -50,9 +58,9 @@ def diffusers_picture(
     reference: Any, sampler: str, seed: int, guidance: float, steps: int = 20
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Final latents and unrounded picture (in 0..255) of diffusers."""
-    scheduler = getattr(diffusers, SCHEDULERS[sampler])
-    config = reference.scheduler.config
-    reference.scheduler = scheduler.from_config(config)
+    name, fixed = NAMES[sampler]
+    more = {"noise_sampler_seed": seed} if sampler == "dpmpp_sde" else fixed
+    reference.scheduler = getattr(diffusers, name).from_config(CONFIG, **more)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         latents = reference(
@@ -68,11 +76,40 @@ def diffusers_picture(
     return latents.numpy(), picture.round().numpy().transpose(0, 2, 3, 1)
 
 
+def test_guidance_rescale_equals_diffusers(pipe: ed.Pipeline, reference: Any) -> None:
+    reference.scheduler = diffusers.DDIMScheduler.from_config(CONFIG)
+    with torch.no_grad():
+        want = reference(
+            PROMPT,
+            negative_prompt="",
+            num_inference_steps=6,
+            guidance_scale=6.0,
+            guidance_rescale=0.7,
+            eta=0.5,
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+        ).images.numpy()
+    request = ed.Request(
+        prompt=PROMPT,
+        steps=6,
+        guidance=6,
+        guidance_rescale=0.7,
+        eta=0.5,
+        seed=3,
+        sampler="ddim",
+    )
+    assert relative_l2(pipe.generate(request).latents, want) <= LATENTS_L2
+    plain = pipe.generate(replace(request, guidance_rescale=0.0)).latents
+    assert relative_l2(plain, want) > 0.05
+
+
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_latents_and_pictures_equal_diffusers(
     pipe: ed.Pipeline, reference: Any, sampler: str, guidance: float
 ) -> None:
+    if sampler == "dpmpp_sde":
+        pytest.importorskip("torchsde", reason="diffusers' DPMSolverSDE draws from torchsde")
     want_latents, want_picture = diffusers_picture(reference, sampler, 7, guidance)
     request = ed.Request(prompt=PROMPT, steps=20, seed=7, sampler=sampler, guidance=guidance)
     result = pipe.generate(request)

@@ -21,7 +21,7 @@ NEEDED: Final = {
         "cross_attention_dim",
     ),
     "vae": ("latent_channels", "block_out_channels"),
-    "text_encoder": ("hidden_size", "max_position_embeddings"),
+    "text_encoder": ("hidden_size", "max_position_embeddings", "num_hidden_layers"),
 }
 """What shapes are made of, by configuration."""
 
@@ -41,6 +41,7 @@ class Architecture:
     downsampling : pixels of the picture per latent, along one side.
     granularity : a picture's sides must be multiples of this many pixels.
     default_size : (height, width) in pixels that the UNet was trained at.
+    tokens, width, text_layers : what the text encoder takes, gives, and is made of.
     train_timesteps : noise levels of the training schedule.
     """
 
@@ -50,6 +51,7 @@ class Architecture:
     default_size: Size
     tokens: int
     width: int
+    text_layers: int
     scaling_factor: float
     shift_factor: float
     train_timesteps: int
@@ -71,6 +73,7 @@ def read_architecture(
         default_size=(height * downsampling, width * downsampling),
         tokens=text["max_position_embeddings"],
         width=text["hidden_size"],
+        text_layers=text["num_hidden_layers"],
         scaling_factor=float(vae.get("scaling_factor") or 0.18215),
         shift_factor=float(vae.get("shift_factor") or 0.0),
         train_timesteps=int(scheduler.get("num_train_timesteps") or 1000),

@@ -38,6 +38,9 @@ def export(
     batch: Annotated[
         list[int] | None, typer.Option(help="UNet batch; repeat for more. Default: 1 and 2.")
     ] = None,
+    chunks: Annotated[
+        int, typer.Option(help="Longest prompt, in chunks of 75 tokens; a UNet graph for each.")
+    ] = 1,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
@@ -59,6 +62,7 @@ def export(
         output=output,
         sizes=tuple(parse_size(text) for text in size or ()),
         batches=tuple(batch or (1, 2)),
+        chunks=chunks,
         precision=precision,
         store=store,
         targets=tuple(target or ("cpu",)),

@@ -17,6 +17,7 @@ from edgediffusion.errors import ParityError
 from edgediffusion.golden import relative_l2
 from edgediffusion.manifest import (
     GATES,
+    PROMPT,
     ComponentSpec,
     GoldenCase,
     GraphSpec,
@@ -27,6 +28,7 @@ from edgediffusion_export.golden import (
     Golden,
     latent_scale,
     noise_cases,
+    prompt_cases,
     text_cases,
     unet_cases,
 )
@@ -57,10 +59,15 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     module = job.checkpoint.load(network.part)
     if network.name == "vae_encoder":
         job.latent_rgb = fit_latent_rgb(network, module, job.architecture)
+    if network.name == "text_encoder":
+        table: torch.Tensor = module.get_input_embeddings().weight  # type: ignore[operator]
+        job.embedding_scale = float(table.square().mean().sqrt())
     job.begin(f"{network.name}: computing references with PyTorch")
     golden = Golden()
     precision, note = _choose_precision(job, network, module)
     subjects = _subjects(job, network, module, precision, golden)
+    if network.name == "text_encoder":
+        check_prompt_states(*(subject.wanted for subject in subjects))
     store = store_precision(job, network.part, precision)
     if precision == "fp32" and store == "fp16":
         note = _round_weights(network, module, subjects, golden) or note
@@ -74,6 +81,27 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     golden_file = f"{network.name}/{GOLDEN_FILE}"
     job.staging.write(golden_file, [save(golden.tensors)])
     return ComponentSpec(graphs, f"{network.name}/{WEIGHTS_FILE}", golden_file, count, tensors)
+
+
+def check_prompt_states(plain: Sequence[Outputs], prompt: Sequence[Outputs]) -> None:
+    """Hold the graph that goes layer by layer to what the network itself computes.
+
+    Both are references from PyTorch; the first of ``prompt`` is of the second plain text. Raises
+    ParityError.
+    """
+    whole = plain[1]
+    pairs = {
+        "last_hidden_state": prompt[0]["skip_states"][:, 0],
+        "pooler_output": prompt[0]["pooler_output"],
+    }
+    for name, states in pairs.items():
+        error = relative_l2(states, whole[name])
+        if not error <= GATES["fp32"]:
+            raise ParityError(
+                f"text_encoder: going through it layer by layer gives another {name} than the "
+                f"network itself, by a relative L2 of {error:.2g}. No bundle was written. Use a "
+                "version of transformers within the supported range"
+            )
 
 
 def store_precision(job: Job, part: str, precision: Precision) -> Precision:
@@ -119,6 +147,8 @@ def _subjects(
 
 
 def _cases(job: Job, network: Network, spec: GraphSpec, golden: Golden) -> list[GoldenCase]:
+    if spec.variant == PROMPT:
+        return prompt_cases(golden, spec, job.token_ids, job.embedding_scale)
     if network.name == "text_encoder":
         return text_cases(golden, job.token_ids)
     if network.name == "unet":

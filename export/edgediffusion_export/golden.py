@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.manifest import GoldenCase, GraphSpec, Noise, Stored
+from edgediffusion.manifest import PLAIN, GoldenCase, GraphSpec, Noise, Stored
 from edgediffusion_export.architecture import Architecture
 
 Array = NDArray[np.generic]
@@ -65,11 +65,26 @@ def text_cases(golden: Golden, ids: Sequence[NDArray[np.int64]]) -> list[GoldenC
     ]
 
 
+def prompt_cases(
+    golden: Golden, spec: GraphSpec, ids: Sequence[NDArray[np.int64]], scale: float
+) -> list[GoldenCase]:
+    """An ordinary prompt as it is, and with embeddings of the given scale in it.
+
+    The embeddings are the first, the last and again the first of those that the graph takes.
+    """
+    last = next(t for t in spec.inputs if t.name == "extra_embeddings").shape[0]
+    learned = ids[1].copy()
+    learned[0, 2:5] = [-1, -last, -1]
+    stored = [golden.keep("input_ids.1", ids[1]), golden.keep("input_ids.learned", learned)]
+    extra = Noise(len(PROMPTS) + 1, scale)
+    return [GoldenCase(_inputs(input_ids=row, extra_embeddings=extra), {}) for row in stored]
+
+
 def unet_cases(
     golden: Golden, spec: GraphSpec, states: NDArray[np.float32], architecture: Architecture
 ) -> list[GoldenCase]:
     """Unit noise at the start, the middle and the end of the schedule, with real text states."""
-    text = _text_input(golden, spec.batch, states)
+    text = _text_input(golden, spec, states)
     cases = []
     for seed, moment in enumerate(MOMENTS):
         timestep = 1 + int(moment * architecture.train_timesteps)
@@ -99,9 +114,9 @@ def _inputs(**recipes: Noise | Stored) -> dict[str, Noise | Stored]:
     return recipes
 
 
-def _text_input(golden: Golden, batch: int, states: NDArray[np.float32]) -> Stored | Noise:
-    """The states of the first prompts in turn, as guidance stacks them."""
-    rows = np.concatenate([states[i % len(states)][None] for i in range(batch)])
-    if rows.nbytes > TEXT_BYTES:
+def _text_input(golden: Golden, spec: GraphSpec, states: NDArray[np.float32]) -> Stored | Noise:
+    """The states of the first prompts in turn, as guidance stacks them; noise for long prompts."""
+    rows = np.concatenate([states[i % len(states)][None] for i in range(spec.batch)])
+    if spec.variant != PLAIN or rows.nbytes > TEXT_BYTES:
         return Noise(len(PROMPTS), math.sqrt(float(np.mean(np.square(states)))))
-    return golden.keep(f"encoder_hidden_states.b{batch}", rows)
+    return golden.keep(f"encoder_hidden_states.b{spec.batch}", rows)

@@ -10,12 +10,21 @@ above 2048, and the network makes its sine features of it in float32 anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
-from edgediffusion.manifest import DType, GraphSpec, Parity, Precision, TensorSpec
+from edgediffusion.manifest import (
+    PLAIN,
+    PROMPT,
+    DType,
+    GraphSpec,
+    Parity,
+    Precision,
+    TensorSpec,
+    chunks_variant,
+)
 from edgediffusion_export.architecture import Architecture, Size
 
 UNPROVEN: Final = Parity(l2=float("inf"), max_abs=float("inf"), gate=0.0, cases=0)
@@ -40,6 +49,8 @@ class Network:
     prefixes : parameters of the part that this component uses; empty means all.
     sized : whether there is a graph for each picture size.
     batched : whether there is a graph for each batch size that was asked for.
+    chunked : whether there is a graph for each number of chunks of text.
+    other : further graphs of the same part and prefixes; their names are their variants'.
     """
 
     name: str
@@ -50,11 +61,48 @@ class Network:
     prefixes: tuple[str, ...] = ()
     sized: bool = True
     batched: bool = False
+    chunked: bool = False
+    other: tuple[Network, ...] = ()
+
+    def of(self, variant: str) -> Network:
+        """The description of a variant's graphs: another's, or this one."""
+        return next((other for other in self.other if other.name == variant), self)
 
 
 def _encode_text(model: Any, input_ids: torch.Tensor) -> Any:
     out = model(input_ids=input_ids)
     return out.last_hidden_state, out.pooler_output
+
+
+def _encode_prompt(model: Any, input_ids: torch.Tensor, extra: torch.Tensor) -> Any:
+    """The text encoder with rows of ``extra`` for ids below 0, and the states of all layers.
+
+    Layer by layer what CLIPTextModel.forward does, which takes ids only. ``skip_states[:, n]`` is
+    the final norm of what the encoder gives without its last n layers.
+    """
+    text = getattr(model, "text_model", model)  # a wrapper in earlier versions of transformers
+    known = torch.where(input_ids < 0, 0, input_ids)
+    rows = torch.where(input_ids < 0, -1 - input_ids, 0)
+    learned = torch.nn.functional.embedding(rows, extra)
+    token = text.embeddings.token_embedding(known)
+    hidden = text.embeddings(
+        inputs_embeds=torch.where((input_ids < 0).unsqueeze(-1), learned, token)
+    )
+    count = input_ids.shape[-1]
+    causal = torch.full((count, count), float("-inf"), dtype=hidden.dtype).triu(1)[None, None]
+    states = [hidden]
+    for layer in text.encoder.layers:
+        made = layer(hidden, causal)
+        hidden = made[0] if isinstance(made, tuple) else made
+        states.append(hidden)
+    skipped = [text.final_layer_norm(each) for each in reversed(states)]
+    return torch.stack(skipped, dim=1), skipped[0][:, _end(model, known)[0]]
+
+
+def _end(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Where a text ends, which CLIPTextModel pools. Files of before 2023 say 2 for the largest."""
+    end = model.config.eos_token_id
+    return (ids if end == 2 else (ids == end)).int().argmax(dim=-1)
 
 
 def _denoise(model: Any, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> Any:
@@ -90,6 +138,22 @@ NETWORKS: Final = (
             Tensor("pooler_output", ("batch", "features")),
         ),
         sized=False,
+        other=(
+            Network(
+                name=PROMPT,
+                part="text_encoder",
+                call=_encode_prompt,
+                inputs=(
+                    Tensor("input_ids", ("batch", "tokens"), "int64"),
+                    Tensor("extra_embeddings", ("slots", "features")),
+                ),
+                outputs=(
+                    Tensor("skip_states", ("batch", "states", "tokens", "features")),
+                    Tensor("pooler_output", ("batch", "features")),
+                ),
+                sized=False,
+            ),
+        ),
     ),
     Network(
         name="unet",
@@ -98,10 +162,11 @@ NETWORKS: Final = (
         inputs=(
             Tensor("sample", _LATENTS),
             Tensor("timestep", ("one",), "float32"),
-            Tensor("encoder_hidden_states", ("batch", "tokens", "features")),
+            Tensor("encoder_hidden_states", ("batch", "context", "features")),
         ),
         outputs=(Tensor("out_sample", _LATENTS),),
         batched=True,
+        chunked=True,
     ),
     Network(
         name="vae_decoder",
@@ -135,10 +200,10 @@ NETWORKS: Final = (
 class Traced(torch.nn.Module):
     """A network's module behind the call that its graph is traced from."""
 
-    def __init__(self, network: Network, model: torch.nn.Module) -> None:
+    def __init__(self, network: Network, model: torch.nn.Module, variant: str = PLAIN) -> None:
         super().__init__()
         self.model = model
-        self._call = network.call
+        self._call = network.of(variant).call
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Return the network's outputs as plain tensors."""
@@ -151,30 +216,55 @@ def graph_specs(
     sizes: Sequence[Size],
     batches: Sequence[int],
     precision: Precision,
+    chunks: int = 1,
 ) -> Iterator[GraphSpec]:
-    """Yield the specs of a component's graphs, each still unproven and without golden cases."""
-    for size in sizes if network.sized else (None,):
-        for batch in batches if network.batched else (1,):
-            shapes = _dimensions(architecture, size or (0, 0), batch)
-            stem = f"{size[0]}x{size[1]}.b{batch}" if size else f"b{batch}"
-            yield GraphSpec(
-                file=f"{network.name}/{stem}.onnx",
-                batch=batch,
-                precision=precision,
-                inputs=tuple(_resolve(t, shapes, precision) for t in network.inputs),
-                outputs=tuple(_resolve(t, shapes, precision) for t in network.outputs),
-                parity=UNPROVEN,
-                golden=(),
-                size=size,
-            )
+    """Yield the specs of a component's graphs, each still unproven and without golden cases.
+
+    The plain ones come first: readers that know no variants take the first graph that fits.
+    """
+    for count in range(1, (chunks if network.chunked else 1) + 1):
+        for size in sizes if network.sized else (None,):
+            for batch in batches if network.batched else (1,):
+                shapes = _dimensions(architecture, size or (0, 0), batch, count)
+                yield _spec(network, chunks_variant(count), size, batch, precision, shapes)
+    for other in network.other:
+        shapes = _dimensions(architecture, (0, 0), 1, 1)
+        named = replace(other, name=network.name)
+        yield _spec(named, other.name, None, 1, precision, shapes)
 
 
-def _dimensions(architecture: Architecture, size: Size, batch: int) -> dict[str, int]:
+def _spec(
+    network: Network,
+    variant: str,
+    size: Size | None,
+    batch: int,
+    precision: Precision,
+    shapes: dict[str, int],
+) -> GraphSpec:
+    stem = f"{size[0]}x{size[1]}.b{batch}" if size else f"b{batch}"
+    stem += "" if variant == PLAIN else f".{variant}"
+    return GraphSpec(
+        file=f"{network.name}/{stem}.onnx",
+        batch=batch,
+        precision=precision,
+        inputs=tuple(_resolve(t, shapes, precision) for t in network.inputs),
+        outputs=tuple(_resolve(t, shapes, precision) for t in network.outputs),
+        parity=UNPROVEN,
+        golden=(),
+        size=size,
+        variant=variant,
+    )
+
+
+def _dimensions(architecture: Architecture, size: Size, batch: int, chunks: int) -> dict[str, int]:
     height, width = size
     return {
         "one": 1,
         "batch": batch,
         "tokens": architecture.tokens,
+        "context": chunks * architecture.tokens,
+        "slots": architecture.tokens - 2,  # all that stand between begin and end
+        "states": architecture.text_layers + 1,
         "features": architecture.width,
         "channels": architecture.channels,
         "moments": 2 * architecture.channels,

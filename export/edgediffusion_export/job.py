@@ -26,6 +26,7 @@ class Job:
     """One export: what was asked, the checkpoint, where files go, and what flows between networks.
 
     token_ids : the golden prompts as the text encoder gets them.
+    embedding_scale : the root mean square of the text encoder's token embeddings.
     text_states : the text encoder's states for them, which the UNet is measured with.
     latent_rgb : the fit for previews, once the VAE encoder was there.
     """
@@ -46,6 +47,7 @@ class Job:
             check_size(size, self.architecture)
         self.networks = tuple(n for n in NETWORKS if n.part in checkpoint.parts)
         self.token_ids: list[NDArray[np.int64]] = []
+        self.embedding_scale = 0.0
         self.text_states: NDArray[np.float32] = np.empty(0, np.float32)
         self.latent_rgb: tuple[tuple[float, float, float], ...] = ()
         self._progress = progress or (lambda what, done, total: None)
@@ -57,7 +59,11 @@ class Job:
     def specs(self, network: Network, precision: Precision) -> list[GraphSpec]:
         """The graphs that a network gets."""
         batches = sorted(set(self.options.batches))
-        return list(graph_specs(network, self.architecture, self.sizes, batches, precision))
+        return list(
+            graph_specs(
+                network, self.architecture, self.sizes, batches, precision, self.options.chunks
+            )
+        )
 
     def begin(self, what: str) -> None:
         """Tell the caller what happens next."""

@@ -28,7 +28,7 @@ def export_graph(network: Network, spec: GraphSpec, module: torch.nn.Module) -> 
     inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs)
     with quiet_onnx(), torch.no_grad():
         program = torch.onnx.export(
-            Traced(network, module).eval(),
+            Traced(network, module, spec.variant).eval(),
             inputs,
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],

@@ -14,6 +14,7 @@ PRECISIONS: Final = ("fp32", "fp16")
 STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu",)
 MAX_BATCH: Final = 64
+MAX_CHUNKS: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class ExportOptions:
     output : the folder to make; an existing bundle there is replaced only with ``force``.
     sizes : pictures' (height, width); empty means the size that the UNet was trained at.
     batches : batch sizes of the UNet's graphs; 2 lets guidance run as one call.
+    chunks : the longest prompt that the UNet gets graphs for, in chunks of the text encoder.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
     steps, guidance : what a request means where it says nothing.
@@ -33,6 +35,7 @@ class ExportOptions:
     output: Path
     sizes: tuple[Size, ...] = ()
     batches: tuple[int, ...] = (1, 2)
+    chunks: int = 1
     precision: str = "fp32"
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)
@@ -62,6 +65,8 @@ class ExportOptions:
             raise RequestError(
                 f"batch sizes must be from 1 to {MAX_BATCH}, got {list(self.batches)}"
             )
+        if not 1 <= self.chunks <= MAX_CHUNKS:
+            raise RequestError(f"chunks must be from 1 to {MAX_CHUNKS}, got {self.chunks}")
         if self.steps < 1:
             raise RequestError(f"steps must be at least 1, got {self.steps}")
         if not 0 <= self.guidance < float("inf"):

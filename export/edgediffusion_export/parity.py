@@ -58,7 +58,7 @@ def _run(
     arrays = [inputs[tensor.name] for tensor in spec.inputs]
     tensors = [torch.from_numpy(a) if a.dtype.kind == "i" else _float32(a) for a in arrays]
     with torch.no_grad():
-        outputs = Traced(network, module)(*tensors)
+        outputs = Traced(network, module, spec.variant)(*tensors)
     found = outputs if isinstance(outputs, tuple) else (outputs,)
     for tensor in found:
         if not torch.isfinite(tensor).all():

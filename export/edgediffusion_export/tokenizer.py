@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
-
-import tokenizers
+from typing import Any, Final
 
 from edgediffusion.errors import CheckpointError
 from edgediffusion.manifest import TokenizerSpec
 from edgediffusion_export.source import load_tokenizer
 
 TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
+CLIP_IDS: Final = ("bos", "eos", "pad")
+T5_IDS: Final = ("eos", "pad")
+"""The special tokens that a tokenizer must have; T5 begins no text with one."""
 
 
 def export_tokenizer(checkpoint: Path, tokens: int) -> tuple[TokenizerSpec, bytes]:
-    """Return the ids that the pipeline needs and the bytes of ``tokenizer.json``.
+    """Return what the pipeline needs to know of a CLIP tokenizer, and its ``tokenizer.json``.
 
     transformers builds the pipeline, from ``tokenizer.json`` or from ``vocab.json`` and
     ``merges.txt``; padding and cutting are left to the runtime. ``tokens`` is what the text
-    encoder takes.
+    encoder takes. Raises CheckpointError.
     """
     loaded = load_tokenizer(checkpoint)
-    ids = {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    missing = [name for name, number in ids.items() if number is None]
+    length = min(int(loaded.model_max_length), tokens)
+    return pack_tokenizer(loaded, length, CLIP_IDS, checkpoint / "tokenizer")
+
+
+def pack_tokenizer(
+    loaded: Any, length: int, needed: tuple[str, ...], where: Path
+) -> tuple[TokenizerSpec, bytes]:
+    """Pack a transformers tokenizer of any kind; raises CheckpointError if it lacks an id.
+
+    A pad token that is also a character (Stable Diffusion 2 pads with ``!``) is registered as a
+    special token and goes into the file as such, so that every ``!`` of a prompt becomes it.
+    """
+    ids = {name: getattr(loaded, f"{name}_token_id") for name in CLIP_IDS}
+    missing = [name for name in needed if ids[name] is None]
     if missing:
         raise CheckpointError(
-            f"{checkpoint / 'tokenizer'} defines no {' or '.join(missing)} token: add it to "
-            "tokenizer_config.json"
+            f"{where} defines no {' or '.join(missing)} token: add it to tokenizer_config.json"
         )
-    pipeline = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    pipeline.no_padding()
-    pipeline.no_truncation()
-    text = json.dumps(json.loads(pipeline.to_str()), ensure_ascii=False, separators=(",", ":"))
-    length = min(int(loaded.model_max_length), tokens)
+    # as plain data: the tokenizers package would round a Unigram model's scores on the way
+    pipeline = json.loads(loaded.backend_tokenizer.to_str())
+    pipeline |= {"padding": None, "truncation": None}
+    text = json.dumps(pipeline, ensure_ascii=False, separators=(",", ":"))
     return TokenizerSpec(file=TOKENIZER_FILE, length=length, **ids), text.encode()

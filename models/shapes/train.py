@@ -63,9 +63,11 @@ Pixels = NDArray[np.uint8]
 PICTURES, CROPS, CAPTIONS, NOISE, CACHE = range(5)  # what a random stream is for
 UNCONDITIONAL: Final = 0.1  # how often the whole caption is dropped, for classifier-free guidance
 LATENT_NOISE: Final = 0.2  # the most noise on the latents that the decoders learn from
-MIDDLE: Final = (100, 750)  # the times that matter most, and the share of the steps for them alone
+MIDDLE: Final = (50, 650)  # the times that matter most, and the share of the steps for them alone
 MIDDLE_SHARE: Final = 0.8
-MOST_WEIGHT: Final = 30.0  # of the strongest noise, where background and layout are decided
+MOST_WEIGHT: Final = (
+    6.0  # of strong noise; far more of it starves the times where colours are decided
+)
 
 
 @dataclass(frozen=True, kw_only=True)

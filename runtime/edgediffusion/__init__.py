@@ -1,6 +1,7 @@
 """Diffusion models on edge machines: a lean NumPy runtime around verified static graphs."""
 
 from edgediffusion._version import __version__
+from edgediffusion.brownian import brownian_noise
 from edgediffusion.bundle import Bundle, Check, verify
 from edgediffusion.devices import DeviceReport, devices
 from edgediffusion.errors import (
@@ -22,11 +23,13 @@ from edgediffusion.errors import (
 )
 from edgediffusion.manifest import Manifest
 from edgediffusion.noise import TorchCpuNoise, randn
+from edgediffusion.philox import TorchCudaNoise
 from edgediffusion.picture import request_from_png, save_png
 from edgediffusion.pipeline import Embeddings, Pipeline, Result, Step
 from edgediffusion.request import Request
 from edgediffusion.samplers import SAMPLERS, sample
 from edgediffusion.schedule import Schedule, schedule_from_config
+from edgediffusion.textual_inversion import TextualInversion
 from edgediffusion.timing import Timings
 
 __all__ = [
@@ -55,10 +58,13 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "Step",
+    "TextualInversion",
     "Timings",
     "TorchCpuNoise",
+    "TorchCudaNoise",
     "UnsafePath",
     "__version__",
+    "brownian_noise",
     "devices",
     "randn",
     "request_from_png",

@@ -23,6 +23,7 @@ from edgediffusion.engine import Engine, resolve_device
 from edgediffusion.errors import EngineError, RequestError
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.machine import machine_facts, peak_memory_mib
+from edgediffusion.manifest import PLAIN
 from edgediffusion.noise import noise_source
 from edgediffusion.pipeline import Pipeline
 from edgediffusion.request import Request
@@ -112,7 +113,7 @@ def _engine_workloads(pipe: Pipeline, size: tuple[int, int]) -> dict[str, Callab
             continue
         tensors = read_tensors(pipe.bundle.file(components[name].golden))
         for graph in components[name].graphs:
-            if graph.size in (None, size):
+            if graph.size in (None, size) and graph.variant == PLAIN:
                 engine = pipe.engine(name, graph.batch, size)
                 inputs = golden_inputs(graph.golden[0], graph, tensors)
                 label = f"{name}_b{graph.batch}" if name == "unet" else name

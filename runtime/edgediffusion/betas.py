@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -41,22 +42,47 @@ def _scaled_linear(start: float, stop: float, count: int) -> Float32s:
     return _linspace(start**0.5, stop**0.5, count) ** 2
 
 
-def _cosine(start: float, stop: float, count: int) -> Float32s:
-    """Squared cosine of time, betas capped at 0.999: Nichol and Dhariwal 2021, equation 17."""
-
-    def alpha_bar(time: float) -> float:
-        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    betas = (
-        min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in range(count)
-    )
+def _from_alpha_bar(alpha_bar: Callable[[float], float], count: int) -> Float32s:
+    """Betas that make a continuous alpha product, capped at 0.999: Nichol and Dhariwal 2021."""
+    products = [alpha_bar(i / count) for i in range(count + 1)]
+    betas = (min(1 - after / before, 0.999) for before, after in pairwise(products))
     return np.fromiter(betas, dtype=np.float32, count=count)
+
+
+def _cosine(start: float, stop: float, count: int) -> Float32s:
+    """Squared cosine of time: Nichol and Dhariwal 2021, equation 17."""
+    return _from_alpha_bar(lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2, count)
+
+
+def _exponential(start: float, stop: float, count: int) -> Float32s:
+    """Alpha product falling exponentially in time."""
+    return _from_alpha_bar(lambda t: math.exp(-12.0 * t), count)
+
+
+def _laplace(start: float, stop: float, count: int) -> Float32s:
+    """Laplace distribution of the log signal-to-noise ratio: Hang et al. 2024."""
+
+    def alpha_bar(t: float) -> float:
+        side = -math.copysign(0.5, 0.5 - t)
+        snr = math.exp(side * math.log(1 - 2 * abs(0.5 - t) + 1e-6))
+        return math.sqrt(snr / (1 + snr))
+
+    return _from_alpha_bar(alpha_bar, count)
+
+
+def _sigmoid(start: float, stop: float, count: int) -> Float32s:
+    """Betas along a logistic curve: GeoDiff (Xu et al. 2022)."""
+    rising = 1 / (1 + np.exp(-_linspace(-6, 6, count)))
+    return np.asarray(rising * np.float32(stop - start) + np.float32(start), dtype=np.float32)
 
 
 BETAS: Final[Mapping[str, Callable[[float, float, int], Float32s]]] = {
     "linear": _linspace,
     "scaled_linear": _scaled_linear,
     "squaredcos_cap_v2": _cosine,
+    "exp": _exponential,
+    "laplace": _laplace,
+    "sigmoid": _sigmoid,
 }
 
 

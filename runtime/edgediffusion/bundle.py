@@ -20,7 +20,7 @@ from edgediffusion.errors import (
 )
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import remembered_sha256, sha256_file
-from edgediffusion.manifest import MANIFEST_NAME, GraphSpec, Manifest, read_manifest
+from edgediffusion.manifest import MANIFEST_NAME, PLAIN, GraphSpec, Manifest, read_manifest
 
 DEMO: Final = "shapes"
 _SHIPPED: Final = Path(__file__).parent / "bundles"
@@ -77,7 +77,12 @@ class Bundle:
             )
 
     def graph(
-        self, component: str, *, batch: int = 1, size: tuple[int, int] | None = None
+        self,
+        component: str,
+        *,
+        batch: int = 1,
+        size: tuple[int, int] | None = None,
+        variant: str = PLAIN,
     ) -> GraphSpec:
         """Return the graph of a component for a batch and a picture size (height, width).
 
@@ -90,19 +95,27 @@ class Bundle:
                 f"bundle {self.manifest.name} has no component {component!r}: {known}"
             )
         for graph in spec.graphs:
-            if graph.batch == batch and graph.size in (None, size):
+            if (graph.batch, graph.variant) == (batch, variant) and graph.size in (None, size):
                 return graph
         have = ", ".join(sorted({say_graph(graph) for graph in spec.graphs}))
         wanted = f"batch {batch}" + (f" at {say_size(size)}" if size else "")
+        wanted += "" if variant == PLAIN else f", {variant}"
         raise RequestError(
             f"bundle {self.manifest.name} has no {component} graph for {wanted}; it has {have}. "
             "Ask for one of these, or export again with --size or --batch"
         )
 
-    def batches(self, component: str, size: tuple[int, int] | None = None) -> set[int]:
+    def batches(
+        self, component: str, size: tuple[int, int] | None = None, variant: str = PLAIN
+    ) -> set[int]:
         """Return the batch sizes that a component has graphs for."""
         graphs = self.manifest.components[component].graphs
-        return {graph.batch for graph in graphs if graph.size in (None, size)}
+        fitting = [graph for graph in graphs if graph.size in (None, size)]
+        return {graph.batch for graph in fitting if graph.variant == variant}
+
+    def variants(self, component: str) -> set[str]:
+        """Return the variants that a component has graphs of."""
+        return {graph.variant for graph in self.manifest.components[component].graphs}
 
     @cached_property
     def sha256(self) -> str:
@@ -192,4 +205,5 @@ def say_size(size: tuple[int, int]) -> str:
 
 def say_graph(graph: GraphSpec) -> str:
     """Name a graph by what tells it from its siblings."""
-    return f"batch {graph.batch}" + (f" at {say_size(graph.size)}" if graph.size else "")
+    size = f" at {say_size(graph.size)}" if graph.size else ""
+    return f"batch {graph.batch}{size}" + ("" if graph.variant == PLAIN else f", {graph.variant}")

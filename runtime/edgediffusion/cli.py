@@ -45,6 +45,19 @@ BundleArgument = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="Which device runs the graphs; see `devices`.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads per graph; 0: one per core.")]
+SyntaxOption = Annotated[
+    str, typer.Option(metavar="SYNTAX", help="plain, or weighted: (word:1.2), [word], BREAK.")
+]
+LongOption = Annotated[
+    str, typer.Option(metavar="HOW", help="truncate, or chunks of 75 tokens each.")
+]
+SkipOption = Annotated[
+    int | None, typer.Option(help="Last layers of the text encoder to leave out; 1: A1111's 2.")
+]
+EmbeddingOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[NAME=]FILE", help="Textual inversion for the prompts; repeat for more."),
+]
 
 
 @app.command()
@@ -59,10 +72,20 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed; default: a random one.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
     schedule: Annotated[str | None, typer.Option(help="Spacing: leading, karras, ...")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim and tcd, 0 to 1.")] = None,
+    guidance_rescale: Annotated[float, typer.Option(help="0 to 1, against oversaturation.")] = 0.0,
+    noise: Annotated[
+        str, typer.Option(help="torch-cpu or torch-cuda: whose numbers.")
+    ] = "torch-cpu",
     negative: Annotated[str, typer.Option(help="What the picture stays away from.")] = "",
     batch: Annotated[int, typer.Option(help="Number of pictures; seeds count up.")] = 1,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, one of the bundle's.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle has one.")] = "full",
+    prompt_syntax: SyntaxOption = "plain",
+    long_prompts: LongOption = "truncate",
+    clip_skip: SkipOption = None,
+    negative_clip_skip: SkipOption = None,
+    embedding: EmbeddingOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -76,9 +99,17 @@ def generate(
         seed=seed,
         sampler=sampler,
         schedule=schedule,
+        eta=eta,
+        guidance_rescale=guidance_rescale,
+        noise=noise,  # type: ignore[arg-type]  # checked with the rest
         batch=batch,
         size=_parse_size(size) if size else None,
         decoder=_decoder(decoder),
+        prompt_syntax=prompt_syntax,  # type: ignore[arg-type]
+        long_prompts=long_prompts,  # type: ignore[arg-type]
+        clip_skip=clip_skip,
+        negative_clip_skip=negative_clip_skip,
+        embeddings=_embeddings(embedding),
     )
     with _err.status("opening the bundle"):  # a large one is hashed when it is new here
         pipe = ed.Pipeline.open(bundle, device=device, threads=threads)
@@ -103,6 +134,10 @@ def embed(
         Path | None, typer.Option("--output", "-o", help="Write .npy or .json; default: stdout.")
     ] = None,
     kind: Annotated[str, typer.Option(help="pooled (one vector a text) or hidden.")] = "pooled",
+    prompt_syntax: SyntaxOption = "plain",
+    long_prompts: LongOption = "truncate",
+    clip_skip: SkipOption = None,
+    embedding: EmbeddingOption = None,
     bundle: BundleOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -112,7 +147,13 @@ def embed(
     if output is not None and output.suffix not in (".npy", ".json"):
         raise OutputError(f"{output} must end in .npy or .json")
     with ed.Pipeline.open(bundle, device=device) as pipe:
-        embeddings = pipe.embed(texts)
+        embeddings = pipe.embed(
+            texts,
+            prompt_syntax=prompt_syntax,  # type: ignore[arg-type]  # checked there
+            long_prompts=long_prompts,  # type: ignore[arg-type]
+            clip_skip=clip_skip,
+            embeddings=_embeddings(embedding),
+        )
     values = embeddings.pooled if kind == "pooled" else embeddings.hidden
     if output is None:
         sys.stdout.write(msgspec.json.encode(values.tolist()).decode() + "\n")
@@ -296,6 +337,16 @@ def _decoder(text: str) -> Literal["full", "tiny"]:
     if text not in ("full", "tiny"):
         raise RequestError(f"unknown decoder {text!r}: known: full, tiny")
     return text  # type: ignore[return-value]
+
+
+def _embeddings(given: Sequence[str] | None) -> tuple[ed.TextualInversion, ...]:
+    """Read ``NAME=FILE`` or ``FILE``; an existing file may have an equals sign in its name."""
+    found = []
+    for text in given or ():
+        name, equals, file = text.partition("=")
+        alone = not equals or Path(text).is_file()
+        found.append(ed.TextualInversion(text) if alone else ed.TextualInversion(file, name))
+    return tuple(found)
 
 
 def _json(data: object) -> bytes:

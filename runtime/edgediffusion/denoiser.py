@@ -23,12 +23,15 @@ class Denoiser:
     context : text states, one row for the prompt, before it one for the negative prompt when
         guidance is wanted; shape (1 or 2, length, width).
     guidance : scale of the step from the negative to the positive prediction.
+    rescale : 0 to 1, how far the guided prediction takes the positive one's standard deviation
+        (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
     engine_ms : milliseconds spent inside the engine, one entry for each call of this object.
     """
 
     unet: Engine
     context: Float
     guidance: float
+    rescale: float = 0.0
     engine_ms: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,6 +60,9 @@ class Denoiser:
                 self._predict(image, row[np.newaxis]) for row in self._context
             )
         guided: Float = negative + np.float32(self.guidance) * (positive - negative)
+        if self.rescale:
+            spread = float(positive.std(ddof=1)) / float(guided.std(ddof=1))
+            guided *= np.float32(self.rescale * spread + 1 - self.rescale)
         return guided
 
     def _predict(self, image: Float, context: NDArray[Any]) -> Float:

@@ -19,6 +19,9 @@ from edgediffusion.structure import faults_of
 
 FORMAT: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
+PLAIN: Final = "plain"
+PROMPT: Final = "prompt"
+"""The text encoder's graph that takes embeddings from outside and gives every layer's states."""
 GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2}
 """Largest L2 error of an output over the L2 norm of its reference, by arithmetic class."""
 
@@ -75,6 +78,8 @@ class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
+    ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
+    ``prompt``, and the UNet's ``chunks-2`` and so on, which take longer prompts.
     """
 
     file: str
@@ -85,7 +90,7 @@ class GraphSpec(msgspec.Struct, frozen=True):
     parity: Parity
     golden: tuple[GoldenCase, ...]
     size: tuple[int, int] | None = None
-    variant: str = "plain"
+    variant: str = PLAIN
     note: str | None = None
 
 
@@ -107,13 +112,17 @@ class ComponentSpec(msgspec.Struct, frozen=True):
 
 
 class TokenizerSpec(msgspec.Struct, frozen=True):
-    """The tokenizer's file and the ids that the pipeline needs."""
+    """The tokenizer's file and the ids that the pipeline needs.
+
+    ``length`` counts the tokens that begin and end a text too. ``bos`` is None for tokenizers that
+    begin no text with a token of its own (T5).
+    """
 
     file: str
     length: int
-    bos: int
     eos: int
     pad: int
+    bos: int | None = None
 
 
 class LatentSpec(msgspec.Struct, frozen=True):
@@ -187,6 +196,11 @@ class Manifest(msgspec.Struct, frozen=True):
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """The picture sizes (height, width) that the UNet has graphs for, ascending."""
         return tuple(sorted({g.size for g in self.components["unet"].graphs if g.size}))
+
+
+def chunks_variant(chunks: int) -> str:
+    """The variant of the UNet's graphs for prompts of that many chunks of the text encoder."""
+    return PLAIN if chunks == 1 else f"chunks-{chunks}"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -281,6 +295,8 @@ def _component_faults(
             yield f"{at}.{field}: {path!r} lies outside the component's folder {name}/"
     for i, graph in enumerate(component.graphs):
         yield from _graph_faults(f"{at}.graphs[{i}]", graph)
+        if (name, graph.variant) == ("text_encoder", PROMPT):
+            yield from _prompt_faults(f"{at}.graphs[{i}]", graph)
 
 
 def _graph_faults(at: str, graph: GraphSpec) -> Iterator[str]:
@@ -295,3 +311,17 @@ def _graph_faults(at: str, graph: GraphSpec) -> Iterator[str]:
         yield f"{at}.batch: got {graph.batch}, expected at least 1"
     if graph.size is not None and min(graph.size) < 1:
         yield f"{at}.size: got {graph.size}, expected two positive numbers"
+
+
+def _prompt_faults(at: str, graph: GraphSpec) -> Iterator[str]:
+    """The runtime takes the number of layers and of embeddings from these shapes."""
+    sides = {
+        "input_ids": 2,
+        "extra_embeddings": 2,
+        "skip_states": 4,
+        "pooler_output": 2,
+    }
+    found = {tensor.name: len(tensor.shape) for tensor in (*graph.inputs, *graph.outputs)}
+    for name, expected in sides.items():
+        if found.get(name) != expected:
+            yield f"{at}: a {PROMPT} graph needs {name} with {expected} sides"

@@ -1,258 +1,270 @@
 """Scheduler configurations: which options a sampler reads from diffusers' JSON.
 
-A sampler stands for one diffusers class with some options fixed. Its options come from the
+A sampler stands for one diffusers class, perhaps with some options fixed. Its options come from the
 configuration as ``Class.from_config(config)`` takes them: those that the class knows, the class's
 own defaults for those that are absent; the rest are dropped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from edgediffusion.errors import RequestError, ScheduleError, choices
+from edgediffusion.scheduler_classes import SCHEDULERS, Options
 
-Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """A diffusers scheduler class.
-
-    defaults : its options and their defaults, in diffusers 0.42.1.
-    only : for options that are not fully supported, the values that are. What merely refines an
-        unsupported value (``flow_shift``, ``sample_max_value``) has no effect and is not listed.
-    aliases : values that the class itself replaces, option by option.
-    """
-
-    defaults: Options
-    only: Mapping[str, tuple[Any, ...]]
-    aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+MULTISTEP: Final = "DPMSolverMultistepScheduler"
+SINGLESTEP: Final = "DPMSolverSinglestepScheduler"
+EDM_MULTISTEP: Final = "EDMDPMSolverMultistepScheduler"
 
 
-_TRAINING: Final[dict[str, Any]] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "steps_offset": 0,
-}
-_PREDICTIONS: Final = ("epsilon", "v_prediction", "sample")
-_SPACINGS: Final = ("leading", "trailing", "linspace")
-_FINAL_SIGMAS: Final = ("zero", "sigma_min")
-_THRESHOLDING: Final[dict[str, Any]] = {
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-}
-_ANY: Final[dict[str, tuple[Any, ...]]] = {
-    "prediction_type": _PREDICTIONS,
-    "timestep_spacing": _SPACINGS,
-}
+class Name(NamedTuple):
+    """What a sampler's name stands for: diffusers' class, and options that the name fixes."""
 
-SCHEDULERS: Final[Mapping[str, Scheduler]] = {
-    "DDIMScheduler": Scheduler(
-        defaults=_TRAINING
-        | _THRESHOLDING
-        | {
-            "timestep_spacing": "leading",
-            "set_alpha_to_one": True,
-            "clip_sample": True,
-            "clip_sample_range": 1.0,
-            "rescale_betas_zero_snr": False,
-        },
-        only=_ANY | {"thresholding": (False,)},
-    ),
-    "PNDMScheduler": Scheduler(
-        defaults=_TRAINING
-        | {
-            "timestep_spacing": "leading",
-            "set_alpha_to_one": False,
-            "skip_prk_steps": False,
-        },
-        only=_ANY | {"prediction_type": ("epsilon", "v_prediction"), "skip_prk_steps": (True,)},
-    ),
-    "EulerDiscreteScheduler": Scheduler(
-        defaults=_TRAINING
-        | {
-            "timestep_spacing": "linspace",
-            "interpolation_type": "linear",
-            "use_karras_sigmas": False,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
-            "sigma_min": None,
-            "sigma_max": None,
-            "timestep_type": "discrete",
-            "rescale_betas_zero_snr": False,
-            "final_sigmas_type": "zero",
-        },
-        only=_ANY
-        | {
-            "interpolation_type": ("linear",),
-            "use_exponential_sigmas": (False, None),
-            "use_beta_sigmas": (False, None),
-            "timestep_type": ("discrete",),
-            "final_sigmas_type": _FINAL_SIGMAS,
-        },
-    ),
-    "EulerAncestralDiscreteScheduler": Scheduler(
-        defaults=_TRAINING | {"timestep_spacing": "linspace", "rescale_betas_zero_snr": False},
-        only=_ANY,
-    ),
-    "DPMSolverMultistepScheduler": Scheduler(
-        defaults=_TRAINING
-        | _THRESHOLDING
-        | {
-            "timestep_spacing": "linspace",
-            "solver_order": 2,
-            "algorithm_type": "dpmsolver++",
-            "solver_type": "midpoint",
-            "lower_order_final": True,
-            "euler_at_final": False,
-            "use_karras_sigmas": False,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
-            "use_lu_lambdas": False,
-            "use_flow_sigmas": False,
-            "flow_shift": 1.0,
-            # Not in the class's signature; yet diffusers' karras spacing finds them where the
-            # configuration of another class has them.
-            "sigma_min": None,
-            "sigma_max": None,
-            "final_sigmas_type": "zero",
-            "lambda_min_clipped": -float("inf"),
-            "variance_type": None,
-            "rescale_betas_zero_snr": False,
-            "use_dynamic_shifting": False,
-            "time_shift_type": "exponential",
-        },
-        only=_ANY
-        | {
-            "thresholding": (False,),
-            "solver_order": (2,),
-            "algorithm_type": ("dpmsolver++",),
-            "solver_type": ("midpoint",),
-            "use_exponential_sigmas": (False, None),
-            "use_beta_sigmas": (False, None),
-            "use_lu_lambdas": (False, None),
-            "use_flow_sigmas": (False, None),
-            "final_sigmas_type": _FINAL_SIGMAS,
-            "variance_type": (None,),
-            "use_dynamic_shifting": (False,),
-        },
-        aliases={
-            "algorithm_type": {"deis": "dpmsolver++"},
-            "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
-        },
-    ),
+    scheduler: str
+    fixed: Options = MappingProxyType({})
+
+
+def _dpm(scheduler: str, algorithm: str, order: int) -> Name:
+    fixed = {"algorithm_type": algorithm, "solver_order": order, "solver_type": "midpoint"}
+    return Name(scheduler, fixed)
+
+
+# Of the names of one class, a configuration means the first whose fixed options it has.
+NAMES: Final[Mapping[str, Name]] = {
+    "ddim": Name("DDIMScheduler"),
+    "ddpm": Name("DDPMScheduler"),
+    "pndm": Name("PNDMScheduler"),
+    "plms": Name("PNDMScheduler", {"skip_prk_steps": True}),
+    "lms": Name("LMSDiscreteScheduler"),
+    "euler": Name("EulerDiscreteScheduler"),
+    "euler_ancestral": Name("EulerAncestralDiscreteScheduler"),
+    "heun": Name("HeunDiscreteScheduler"),
+    "dpm_2": Name("KDPM2DiscreteScheduler"),
+    "dpm_2_ancestral": Name("KDPM2AncestralDiscreteScheduler"),
+    "dpmpp_2m": _dpm(MULTISTEP, "dpmsolver++", 2),
+    "dpmpp_2m_sde": _dpm(MULTISTEP, "sde-dpmsolver++", 2),
+    "dpmpp_3m": _dpm(MULTISTEP, "dpmsolver++", 3),
+    "dpmpp_3m_sde": _dpm(MULTISTEP, "sde-dpmsolver++", 3),
+    "dpm_multistep": Name(MULTISTEP),
+    "dpmpp_2s": _dpm(SINGLESTEP, "dpmsolver++", 2),
+    "dpmpp_3s": _dpm(SINGLESTEP, "dpmsolver++", 3),
+    "dpm_singlestep": Name(SINGLESTEP),
+    "dpmpp_sde": Name("DPMSolverSDEScheduler"),
+    "unipc": Name("UniPCMultistepScheduler"),
+    "deis": Name("DEISMultistepScheduler"),
+    "sa_solver": Name("SASolverScheduler"),
+    "lcm": Name("LCMScheduler"),
+    "tcd": Name("TCDScheduler"),
+    "ipndm": Name("IPNDMScheduler"),
+    "edm_euler": Name("EDMEulerScheduler"),
+    "edm_dpmpp_2m": _dpm(EDM_MULTISTEP, "dpmsolver++", 2),
+    "edm_dpmpp_2m_sde": _dpm(EDM_MULTISTEP, "sde-dpmsolver++", 2),
+    "edm_dpm_multistep": Name(EDM_MULTISTEP),
+    "flow_euler": Name("FlowMatchEulerDiscreteScheduler"),
+    "flow_heun": Name("FlowMatchHeunDiscreteScheduler"),
 }
 
-# The scheduler class that each sampler's options belong to. The first sampler of a class is the
-# one that a configuration of that class means.
-CLASS_OF: Final[dict[str, str]] = {
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
+# Classes whose models are trained on other noise than the rest; a sampler of one kind says nothing
+# sensible about a model of another.
+_KINDS: Final[Mapping[str, str]] = {
+    "IPNDMScheduler": "sine",
+    "EDMEulerScheduler": "EDM",
+    EDM_MULTISTEP: "EDM",
+    "FlowMatchEulerDiscreteScheduler": "flow",
+    "FlowMatchHeunDiscreteScheduler": "flow",
 }
 
-# Classes of other samplers whose configurations describe the same kind of training, so that a
-# sampler named in the request can take them over.
-_RELATED: Final = frozenset(
-    {
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverSDEScheduler",
-        "DPMSolverSinglestepScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LCMScheduler",
-        "LMSDiscreteScheduler",
-        "TCDScheduler",
-        "UniPCMultistepScheduler",
-    }
+SPACING_FLAGS: Final = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
 )
 
 
-def choose_sampler(config: Options, sampler: str | None) -> str:
-    """Name the sampler: the one asked for, else the one of the configuration's class.
+class Reading(NamedTuple):
+    """A configuration as a sampler reads it.
+
+    sampler : the sampler's name.
+    scheduler : diffusers' class.
+    options : every option and argument of that class.
+    dropped : names in the configuration that the class lacks.
+    """
+
+    sampler: str
+    scheduler: str
+    options: dict[str, Any]
+    dropped: tuple[str, ...]
+
+
+def read_config(config: Options, sampler: str | None, given: Options) -> Reading:
+    """Read a configuration for a sampler, with the request's own options on top.
+
+    Parameters
+    ----------
+    config : mapping
+        diffusers' ``scheduler_config.json``.
+    sampler : str, optional
+        A name in `NAMES`; None for the configuration's own class.
+    given : mapping
+        Options that override the configuration, and arguments of the class's ``step``.
 
     Raises
     ------
     RequestError
-        If there is no sampler of that name.
+        For an unknown sampler, or given options that it lacks.
     ScheduleError
-        If the configuration's class is missing, or not one that the sampler can take over.
+        For a configuration that is broken or of another kind, or an option whose value is not
+        supported.
     """
-    if sampler is not None and sampler not in CLASS_OF:
-        raise RequestError(f"sampler: got {sampler!r}; {choices(str(sampler), CLASS_OF)}")
-    name = config.get("_class_name")
-    own = {scheduler: key for key, scheduler in reversed(CLASS_OF.items())}
-    if not isinstance(name, str) or name not in own.keys() | _RELATED:
-        raise ScheduleError(
-            f"_class_name: got {name!r}, expected one of {', '.join(sorted(own))}; "
-            "pass diffusers' scheduler_config.json of a discrete-time model"
-        )
-    if sampler is None and name not in own:
-        raise ScheduleError(
-            f"_class_name: no sampler does what diffusers' {name} does; "
-            f"name another one in the request: {', '.join(CLASS_OF)}"
-        )
-    return sampler or own[name]
-
-
-def read_options(config: Options, sampler: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Read a sampler's options from a configuration as diffusers' ``from_config`` does.
-
-    Returns
-    -------
-    tuple of (dict, tuple of str)
-        Every option of the sampler's class, and the names in the configuration that it lacks.
-
-    Raises
-    ------
-    ScheduleError
-        For an option whose value is not supported.
-    """
-    class_name = CLASS_OF[sampler]
-    scheduler = SCHEDULERS[class_name]
+    name, fixed = _choose(config, sampler, given)
+    known = SCHEDULERS[name]
+    all_of_them = {**known.defaults, **known.arguments}
+    for key in given:
+        if key not in all_of_them:
+            raise RequestError(
+                f"{key}: sampler {sampler or name!r} ({name}) has no such option; "
+                f"{choices(key, all_of_them)}"
+            )
+        if key in fixed and given[key] != fixed[key]:
+            raise RequestError(
+                f"{key}: got {given[key]!r}, but sampler {sampler!r} means {fixed[key]!r}; "
+                "name another sampler"
+            )
     # diffusers marks values that were only defaults of another class; they do not count.
     unset = {"_use_default_values", *config.get("_use_default_values", ())}
-    given = {key: value for key, value in config.items() if key not in unset}
-    options = {key: given.get(key, default) for key, default in scheduler.defaults.items()}
-    for key, replaced in scheduler.aliases.items():
-        options[key] = next(
-            (new for old, new in replaced.items() if old == options[key]), options[key]
+    written = {key: value for key, value in config.items() if key not in unset}
+    kept = {key: value for key, value in written.items() if key in known.defaults}
+    options = {**all_of_them, **kept, **fixed, **given}
+    _replace_aliases(options, known.aliases)
+    if sampler is None:
+        sampler = next(
+            key
+            for key, (scheduler, values) in NAMES.items()
+            if scheduler == name and values.items() <= options.items()
         )
-    for key, allowed in scheduler.only.items():
-        if options[key] not in allowed:
+    _check_choices(options, known.only, f"sampler {sampler!r} ({name})")
+    _check_numbers(options)
+    _check_together(options)
+    dropped = sorted(key for key in written if key not in known.defaults and key[0] != "_")
+    used = {key: value for key, value in options.items() if key not in known.unused}
+    return Reading(sampler, name, used, tuple(dropped))
+
+
+def _choose(config: Options, sampler: str | None, given: Options) -> Name:
+    """Find the class: of the sampler asked for, else of the configuration."""
+    if sampler is not None and sampler not in NAMES:
+        raise RequestError(f"sampler: got {sampler!r}; {choices(str(sampler), NAMES)}")
+    own = config.get("_class_name")
+    if not isinstance(own, str) or own not in SCHEDULERS:
+        raise ScheduleError(
+            f"_class_name: got {own!r}, expected one of {', '.join(sorted(SCHEDULERS))}; "
+            "pass diffusers' scheduler_config.json"
+        )
+    if sampler is None:
+        return Name(own)
+    name = NAMES[sampler]
+    kind, wanted = (_KINDS.get(scheduler, "beta") for scheduler in (own, name.scheduler))
+    flowing = kind == "flow" and given.get("use_flow_sigmas")
+    if kind != wanted and not flowing:
+        hint = "; or add use_flow_sigmas=True, prediction_type='flow_prediction'"
+        raise ScheduleError(
+            f"_class_name: got {own}, whose models are trained on {kind} noise; sampler "
+            f"{sampler!r} is for {wanted} noise, name another one"
+            + (hint if kind == "flow" and "use_flow_sigmas" in _defaults(name) else "")
+        )
+    return name
+
+
+def _defaults(name: Name) -> Options:
+    return SCHEDULERS[name.scheduler].defaults
+
+
+def _replace_aliases(options: dict[str, Any], aliases: Mapping[str, Mapping[str, str]]) -> None:
+    for key, replaced in aliases.items():
+        if isinstance(options[key], str):
+            options[key] = replaced.get(options[key], options[key])
+
+
+def _check_choices(options: Options, only: Mapping[str, tuple[Any, ...]], who: str) -> None:
+    for key, allowed in only.items():
+        if key in options and options[key] not in allowed:
             raise ScheduleError(
-                f"{key}: got {options[key]!r}, but sampler {sampler!r} ({class_name}) supports "
+                f"{key}: got {options[key]!r}, but {who} supports "
                 f"{' or '.join(map(repr, allowed))} only; choose another sampler, or set {key} so"
             )
-    _check_counts(options)
-    dropped = sorted(key for key in given if key not in options and not key.startswith("_"))
-    return options, tuple(dropped)
 
 
-def _check_counts(options: Options) -> None:
+# Options that are numbers: the least and the greatest that make sense.
+_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "clip_sample_range": (0, math.inf),
+    "dynamic_thresholding_ratio": (0, 1),
+    "sample_max_value": (0, math.inf),
+    "sigma_min": (0, math.inf),
+    "sigma_max": (0, math.inf),
+    "sigma_data": (0, math.inf),
+    "rho": (0, math.inf),
+    "flow_shift": (0, math.inf),
+    "shift": (0, math.inf),
+    "shift_terminal": (0, 1),
+    "timestep_scaling": (0, math.inf),
+    "eta": (0, 1),
+    "mu": (-math.inf, math.inf),
+}
+
+
+def _check_numbers(options: Options) -> None:
     """Check the numbers that the tables are built from."""
-    for key, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
-        value = options[key]
+    counts = {"num_train_timesteps": 1, "steps_offset": 0, "original_inference_steps": 1}
+    for key, least in counts.items():
+        value = options.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ScheduleError(
                 f"{key}: got {value!r}, expected a whole number of at least {least}; "
                 "repair scheduler_config.json"
             )
-    for key in ("beta_start", "beta_end"):
-        value = options[key]
-        if not isinstance(value, int | float) or not 0 < value < 1:
+    for key, (low, high) in _RANGES.items():
+        value = options.get(key)
+        if value is None and key not in ("beta_start", "beta_end"):
+            continue
+        open_at_zero = low == 0 and key != "eta"
+        good = isinstance(value, int | float) and low <= value <= high
+        if key in options and (not good or (open_at_zero and value == 0)):
             raise ScheduleError(
-                f"{key}: got {value!r}, expected a number between 0 and 1; "
+                f"{key}: got {value!r}, expected a number between {low:g} and {high:g}; "
                 "repair scheduler_config.json"
             )
+
+
+def _check_together(options: Options) -> None:
+    """Refuse options that exclude each other, as diffusers' constructors do."""
+    chosen = [flag for flag in SPACING_FLAGS if options.get(flag)]
+    if len(chosen) > 1:
+        raise ScheduleError(f"{' and '.join(chosen)} exclude each other; set one of them")
+    algorithm = options.get("algorithm_type")
+    if algorithm in ("dpmsolver", "sde-dpmsolver") and options["final_sigmas_type"] == "zero":
+        raise ScheduleError(
+            f"final_sigmas_type: got 'zero', but algorithm_type {algorithm!r} cannot end without "
+            "noise; set final_sigmas_type to 'sigma_min'"
+        )
+    if algorithm == "sde-dpmsolver" and options["solver_order"] == 3:
+        raise ScheduleError(
+            "solver_order: got 3, but algorithm_type 'sde-dpmsolver' has orders 1 and 2; "
+            "use 'sde-dpmsolver++'"
+        )
+    if options.get("use_dynamic_shifting") and options.get("mu") is None:
+        raise ScheduleError(
+            "use_dynamic_shifting: the shift depends on the size of the picture; pass mu="
+        )
+    flowing = options.get("use_flow_sigmas", True)
+    if options.get("shift_terminal") and not flowing:
+        raise ScheduleError("shift_terminal: works with use_flow_sigmas only; set that too")
+    if options.get("prediction_type") == "flow_prediction" and not flowing:
+        raise ScheduleError(
+            "prediction_type: got 'flow_prediction' without use_flow_sigmas; set that too"
+        )

@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 
 from edgediffusion._version import __version__
 from edgediffusion.bundle import Bundle
+from edgediffusion.conditioning import LongPrompts, Prompt, Syntax
 from edgediffusion.denoiser import Denoiser
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
 from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
-from edgediffusion.manifest import LatentSpec
+from edgediffusion.manifest import PLAIN, LatentSpec, chunks_variant
 from edgediffusion.noise import noise_source
+from edgediffusion.options import read_config
 from edgediffusion.picture import save_png
-from edgediffusion.request import Plan, Request, plan_request
+from edgediffusion.request import Plan, Request, plan_prompts, plan_request
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import Schedule, schedule_from_config
+from edgediffusion.text_encoder import TextEncoder, check_clip_skip
+from edgediffusion.textual_inversion import TextualInversion, recipe_entry
 from edgediffusion.timing import Stopwatch, Timings
-from edgediffusion.tokenizer import Tokenizer, Tokens
 
 Float = NDArray[np.float32]
 
@@ -64,6 +67,7 @@ class Result:
             "batch": len(self.seeds) if drawn_together else 1,
         }
         request = {f.name: getattr(self.request, f.name) for f in fields(self.request)} | seeds
+        request["embeddings"] = [recipe_entry(each) for each in self.request.embeddings]
         return {
             "request": request,
             "image": index,
@@ -104,7 +108,8 @@ class Step:
 class Embeddings:
     """Text embeddings.
 
-    hidden : float32 (texts, tokens, width), the states that condition the UNet.
+    hidden : float32 (texts, tokens, width), the states that condition the UNet. Long prompts in
+        chunks have a multiple of the text encoder's tokens, all texts the same.
     pooled : float32 (texts, width), one vector a text.
     truncated : for each text, the end that did not fit.
     """
@@ -126,7 +131,7 @@ class Pipeline:
         self.device = device
         self._options = options
         self._engines: dict[str, Engine] = {}
-        self._tokenizer: Tokenizer | None = None
+        self._text = TextEncoder(bundle, self._text_graph)
         self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
         self._turn = threading.Lock()
         self._owner: int | None = None
@@ -167,21 +172,36 @@ class Pipeline:
             steps=plan.steps,
             sampler=plan.sampler,
             spacing=plan.schedule,
+            **self._sampler_options(plan),
         )
         steps = self._run(plan, schedule)
         self._streams.add(steps)
         return steps
 
-    def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return the text embeddings of ``texts``, computed one by one."""
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_syntax: Syntax = "plain",
+        long_prompts: LongPrompts = "truncate",
+        clip_skip: int | None = None,
+        embeddings: Sequence[TextualInversion | str | os.PathLike[str]] = (),
+    ) -> Embeddings:
+        """Return the text embeddings of ``texts``, computed one by one.
+
+        The options mean what they mean in ``Request``.
+        """
         if isinstance(texts, str) or not texts:
             raise RequestError("embed takes a list of at least one text, e.g. embed(['a circle'])")
+        options = plan_prompts(self.bundle, prompt_syntax, long_prompts, embeddings)
+        skip = check_clip_skip("clip_skip", clip_skip, self.bundle)
         with self._my_turn():
-            tokens = [self._tokens(text) for text in texts]
-            outputs = [self._text_states(each) for each in tokens]
-        hidden = np.concatenate([states for states, _ in outputs])
-        pooled = np.concatenate([pool for _, pool in outputs])
-        return Embeddings(hidden, pooled, tuple(each.dropped for each in tokens))
+            prompts = [self._text.read(text, options) for text in texts]
+            chunks = max(len(prompt.chunks) for prompt in prompts)
+            states = [self._text.encode(prompt, chunks, skip) for prompt in prompts]
+        hidden = np.concatenate([each.hidden for each in states])
+        pooled = np.concatenate([each.pooled for each in states])
+        return Embeddings(hidden, pooled, tuple(prompt.dropped for prompt in prompts))
 
     def engine(
         self,
@@ -189,12 +209,13 @@ class Pipeline:
         batch: int = 1,
         size: tuple[int, int] | None = None,
         watch: Stopwatch | None = None,
+        variant: str = PLAIN,
     ) -> Engine:
         """Return the graph of a component, loaded when it is first needed and kept until ``close``.
 
         For benchmarks and tools; it is not guarded against a run in another thread.
         """
-        spec = self.bundle.graph(component, batch=batch, size=size)
+        spec = self.bundle.graph(component, batch=batch, size=size, variant=variant)
         if spec.file not in self._engines:
             with (watch or Stopwatch())("load"):
                 self._engines[spec.file] = open_engine(
@@ -227,13 +248,24 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _sampler_options(self, plan: Plan) -> dict[str, Any]:
+        """Fill in what the sampler wants to know besides the configuration."""
+        known = read_config(self.bundle.manifest.scheduler, plan.sampler, {}).options
+        options: dict[str, Any] = {}
+        if plan.eta is not None or "eta" in known:  # diffusers' pipelines pass 0 to tcd, too
+            options["eta"] = plan.eta or 0.0
+        if "noise_sampler_seed" in known and known["noise_sampler_seed"] is None:
+            alone = plan.noise_layout == "diffusers-batch"
+            options["noise_sampler_seed"] = plan.seeds[0] if alone else plan.seeds
+        return options
+
     def _run(self, plan: Plan, schedule: Schedule) -> Generator[Step]:
         with self._my_turn():
             self._cancelled.clear()
             watch = Stopwatch()
             states, truncated = self._encode(plan, watch)
             denoiser = self._denoiser(plan, states, watch)
-            noise = noise_source(plan.seeds, plan.noise_layout)
+            noise = noise_source(plan.seeds, plan.noise_layout, plan.noise)
             latent = self.bundle.manifest.latent
             shape = (len(plan.seeds), *denoiser.unet.spec.outputs[0].shape[1:])
             steps = trajectory(schedule, denoiser, noise(shape), rng=noise)
@@ -265,21 +297,41 @@ class Pipeline:
             yield replace(step, result=result)
 
     def _encode(self, plan: Plan, watch: Stopwatch) -> tuple[Float, dict[str, str]]:
+        """Return the states of the prompts, the negative one first, and what of them was cut."""
         texts = {"negative": plan.negative} if plan.guided else {}
         texts |= {"prompt": plan.prompt}
-        tokens = {}
+        skips = {"negative": plan.negative_clip_skip, "prompt": plan.clip_skip}
         with watch("tokenize"):
-            for name, text in texts.items():
-                tokens[name] = self._tokens(text)
-        self.engine("text_encoder", watch=watch)
-        with watch("text_encoder"):
-            states = [self._text_states(each)[0] for each in tokens.values()]
+            prompts = {
+                name: self._text.read(text, plan.prompt_options) for name, text in texts.items()
+            }
+        chunks = max(len(prompt.chunks) for prompt in prompts.values())
+        self._check_chunks(chunks, prompts)
+        states = []
+        for name, prompt in prompts.items():
+            for variant in self._text.variants(prompt, chunks, skips[name]):
+                self._text_graph(variant, watch)
+            with watch("text_encoder"):
+                states.append(self._text.encode(prompt, chunks, skips[name]).hidden)
         context = np.concatenate(states)
         require_finite(context, "text_encoder", "from the prompt")
-        return context, {name: each.dropped for name, each in tokens.items() if each.dropped}
+        return context, {name: each.dropped for name, each in prompts.items() if each.dropped}
+
+    def _check_chunks(self, chunks: int, prompts: dict[str, Prompt]) -> None:
+        variants = self.bundle.variants("unet")
+        if chunks_variant(chunks) in variants:
+            return
+        most = max(n for n in range(1, chunks) if chunks_variant(n) in variants)
+        longest = max(prompts, key=lambda name: len(prompts[name].chunks))
+        raise RequestError(
+            f"the {longest} takes {chunks} chunks of the text encoder, bundle "
+            f"{self.bundle.manifest.name} has UNet graphs for at most {most}: make it shorter, use "
+            f"long_prompts='truncate', or export again with --chunks {chunks}"
+        )
 
     def _denoiser(self, plan: Plan, states: Float, watch: Stopwatch) -> Denoiser:
-        batches = self.bundle.batches("unet", plan.size)
+        variant = chunks_variant(states.shape[1] // self.bundle.manifest.tokenizer.length)
+        batches = self.bundle.batches("unet", plan.size, variant)
         batch = len(states) if len(states) in batches else 1
         if batch not in batches:
             raise RequestError(
@@ -287,7 +339,8 @@ class Pipeline:
                 f"{', '.join(map(str, sorted(batches)))} only, guidance {plan.guidance} needs "
                 "batch 1: raise guidance above 1, or export again with --batch 1"
             )
-        return Denoiser(self.engine("unet", batch, plan.size, watch), states, plan.guidance)
+        unet = self.engine("unet", batch, plan.size, watch, variant)
+        return Denoiser(unet, states, plan.guidance, plan.guidance_rescale)
 
     def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
         engine = self.engine(plan.decoder, 1, plan.size, watch)
@@ -307,16 +360,8 @@ class Pipeline:
         require_picture(images, plan.decoder)
         return images
 
-    def _tokens(self, text: str) -> Tokens:
-        if self._tokenizer is None:
-            spec = self.bundle.manifest.tokenizer
-            self._tokenizer = Tokenizer(spec, self.bundle.file(spec.file))
-        return self._tokenizer.encode(text)
-
-    def _text_states(self, tokens: Tokens) -> tuple[Float, Float]:
-        outputs = self.engine("text_encoder")(input_ids=tokens.ids)
-        hidden = outputs[self.bundle.manifest.conditioning.hidden_state]
-        return hidden.astype(np.float32), outputs["pooler_output"].astype(np.float32)
+    def _text_graph(self, variant: str, watch: Stopwatch | None = None) -> Engine:
+        return self.engine("text_encoder", watch=watch, variant=variant)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -351,5 +396,16 @@ def _filled_in(plan: Plan, schedule: Schedule) -> Request:
         batch=len(plan.seeds),
         size=plan.size,
         decoder="full" if plan.decoder == "vae_decoder" else "tiny",
+        eta=plan.eta,
+        guidance_rescale=plan.guidance_rescale,
+        noise=plan.noise,
         noise_layout=plan.noise_layout,
+        prompt_syntax=plan.prompt_options.syntax,
+        long_prompts=plan.prompt_options.long_prompts,
+        clip_skip=plan.clip_skip or None,
+        negative_clip_skip=plan.negative_clip_skip or None,
+        embeddings=tuple(
+            TextualInversion(each.file, each.name, each.sha256)
+            for each in plan.prompt_options.embeddings
+        ),
     )

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgediffusion.bundle import Bundle, say_size
+from edgediffusion.conditioning import LongPrompts, PromptOptions, Syntax
 from edgediffusion.errors import RequestError, choices
+from edgediffusion.noise import NoiseKind, NoiseLayout
 from edgediffusion.samplers import SAMPLERS
+from edgediffusion.text_encoder import check_clip_skip, require_prompt_graph
+from edgediffusion.textual_inversion import (
+    Embedding,
+    TextualInversion,
+    embedding_from_recipe,
+    load_embeddings,
+)
 
-NoiseLayout = Literal["per-image", "diffusers-batch"]
 MAX_STEPS = 1000
 MAX_BATCH = 1024
 
@@ -27,11 +36,24 @@ class Request:
     seed : an int counts up from image to image; a sequence gives each image its own;
         None draws one and reports it in the result.
     sampler : ddim, euler, ...; see ``edgediffusion.SAMPLERS``.
-    schedule : spacing of the noise levels: leading, trailing, linspace, karras.
+    schedule : spacing of the noise levels; see ``edgediffusion.schedule.SPACINGS``.
+    eta : share of fresh noise at each step, 0 to 1, of the samplers ddim and tcd.
+    guidance_rescale : 0 to 1: how far guidance keeps the prediction's spread (Lin et al. 2023,
+        arXiv:2305.08891, section 3.4), against oversaturated pictures.
     batch : number of pictures. Image i equals the single picture of its seed.
     size : (height, width) in pixels, one of the bundle's.
     decoder : ``full`` or ``tiny``, the small fast decoder where the bundle has one.
+    noise : whose random numbers: ``torch-cpu``, or ``torch-cuda`` for those of a GPU.
     noise_layout : ``per-image``, or ``diffusers-batch`` to draw the batch as one tensor.
+    prompt_syntax : ``plain`` takes every character as text, as diffusers does; ``weighted`` reads
+        ``(word:1.2)``, ``[word]`` and ``BREAK`` as A1111's web UI does.
+    long_prompts : ``truncate`` cuts what the text encoder does not take at once and reports it;
+        ``chunks`` adds chunks of 75 tokens, for which the bundle needs graphs.
+    clip_skip : how many of the text encoder's last layers to leave out, counted as in diffusers:
+        1 is what A1111's web UI calls 2.
+    negative_clip_skip : the same for the negative prompt, where diffusers leaves out none and
+        A1111's web UI as many as for the prompt.
+    embeddings : textual inversions, as files or ``TextualInversion``, that the prompts may name.
     """
 
     prompt: str = ""
@@ -41,10 +63,18 @@ class Request:
     seed: int | Sequence[int] | None = None
     sampler: str | None = None
     schedule: str | None = None
+    eta: float | None = None
+    guidance_rescale: float = 0.0
     batch: int = 1
     size: tuple[int, int] | None = None
     decoder: Literal["full", "tiny"] = "full"
+    noise: NoiseKind = "torch-cpu"
     noise_layout: NoiseLayout = "per-image"
+    prompt_syntax: Syntax = "plain"
+    long_prompts: LongPrompts = "truncate"
+    clip_skip: int | None = None
+    negative_clip_skip: int | None = None
+    embeddings: Sequence[TextualInversion | str | os.PathLike[str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +88,15 @@ class Plan:
     seeds: tuple[int, ...]
     sampler: str | None
     schedule: str | None
+    eta: float | None
+    guidance_rescale: float
     size: tuple[int, int]
     decoder: str
+    noise: NoiseKind
     noise_layout: NoiseLayout
+    prompt_options: PromptOptions
+    clip_skip: int
+    negative_clip_skip: int
 
     @property
     def guided(self) -> bool:
@@ -81,7 +117,11 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         raise RequestError(f"guidance must be a finite number, got {guidance!r}")
     if sampler is not None and sampler not in SAMPLERS:
         raise RequestError(f"unknown sampler {sampler!r}: {choices(sampler, SAMPLERS)}")
-    _check_choice("noise_layout", request.noise_layout, ("per-image", "diffusers-batch"))
+    _check_choice("noise_layout", request.noise_layout, get_args(NoiseLayout))
+    _check_choice("noise", request.noise, get_args(NoiseKind))
+    _check_share("guidance_rescale", request.guidance_rescale)
+    if request.eta is not None:
+        _check_share("eta", request.eta)
     return Plan(
         prompt=request.prompt,
         negative=request.negative,
@@ -90,10 +130,37 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         seeds=_seeds(request),
         sampler=sampler,
         schedule=request.schedule,
+        eta=request.eta,
+        guidance_rescale=float(request.guidance_rescale),
         size=_size(request.size, bundle),
         decoder=_decoder(request.decoder, bundle),
+        noise=request.noise,
         noise_layout=request.noise_layout,
+        prompt_options=plan_prompts(
+            bundle, request.prompt_syntax, request.long_prompts, request.embeddings
+        ),
+        clip_skip=check_clip_skip("clip_skip", request.clip_skip, bundle),
+        negative_clip_skip=check_clip_skip(
+            "negative_clip_skip", request.negative_clip_skip, bundle
+        ),
     )
+
+
+def plan_prompts(
+    bundle: Bundle,
+    syntax: Syntax,
+    long_prompts: LongPrompts,
+    embeddings: Sequence[TextualInversion | str | os.PathLike[str]],
+) -> PromptOptions:
+    """Check how prompts are to be read and load their embeddings; raises RequestError."""
+    _check_choice("prompt_syntax", syntax, get_args(Syntax))
+    _check_choice("long_prompts", long_prompts, get_args(LongPrompts))
+    loaded: tuple[Embedding, ...] = ()
+    if embeddings:
+        graph = require_prompt_graph(bundle, "textual-inversion embeddings")
+        slots, width = next(t for t in graph.inputs if t.name == "extra_embeddings").shape
+        loaded = load_embeddings(embeddings, width, slots)
+    return PromptOptions(syntax=syntax, long_prompts=long_prompts, embeddings=loaded)
 
 
 def request_from_recipe(recipe: dict[str, Any]) -> Request:
@@ -102,6 +169,7 @@ def request_from_recipe(recipe: dict[str, Any]) -> Request:
     chosen = {name: value for name, value in recipe.items() if name in known}
     if isinstance(chosen.get("size"), list):
         chosen["size"] = tuple(chosen["size"])
+    chosen["embeddings"] = tuple(map(embedding_from_recipe, chosen.get("embeddings", ())))
     return Request(**chosen)
 
 
@@ -115,6 +183,11 @@ def _check_text(request: Request) -> None:
 def _check_count(name: str, value: object, largest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
         raise RequestError(f"{name} must be a whole number from 1 to {largest}, got {value!r}")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RequestError(f"{name} must be a number from 0 to 1, got {value!r}")
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

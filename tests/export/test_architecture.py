@@ -15,7 +15,7 @@ UNET = {
     "cross_attention_dim": 768,
 }
 VAE = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
-TEXT = {"hidden_size": 768, "max_position_embeddings": 77}
+TEXT = {"hidden_size": 768, "max_position_embeddings": 77, "num_hidden_layers": 12}
 
 
 def architecture(**unet: Any) -> Architecture:

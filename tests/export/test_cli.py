@@ -50,6 +50,7 @@ def test_defaults(app: typer.Typer, asked: list[ExportOptions]) -> None:
 def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> None:
     words = (
         "export org/name -o out --size 64x128 --size 512 --batch 1 --batch 4 --precision fp16 "
+        "--chunks 3 "
         "--store source --target cpu --name n --license MIT --revision main --steps 8 "
         "--guidance 1.5 --force"
     )
@@ -61,6 +62,7 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
             output=Path("out"),
             sizes=((64, 128), (512, 512)),
             batches=(1, 4),
+            chunks=3,
             precision="fp16",
             store="source",
             name="n",
@@ -112,6 +114,7 @@ def test_importing_the_command_loads_no_torch() -> None:
         (["--precision", "int8"], "unknown precision 'int8'"),
         (["--target", "cuda"], "unknown target 'cuda'"),
         (["--steps", "0"], "steps must be at least 1"),
+        (["--chunks", "0"], "chunks must be from 1 to 16, got 0"),
     ],
 )
 def test_bad_requests_are_errors(

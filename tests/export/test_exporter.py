@@ -83,7 +83,7 @@ def test_a_bundle_says_what_it_is(manifest: Manifest, checkpoint: Path) -> None:
 def test_every_component_is_there(manifest: Manifest) -> None:
     graphs = {name: len(spec.graphs) for name, spec in manifest.components.items()}
     assert graphs == {
-        "text_encoder": 1,
+        "text_encoder": 2,
         "unet": 2,
         "vae_decoder": 1,
         "vae_encoder": 1,
@@ -102,7 +102,7 @@ def test_every_graph_passed_its_gate(manifest: Manifest) -> None:
 def test_the_bundle_verifies(tiny_bundle: Path) -> None:
     checks = list(verify(Bundle.open(tiny_bundle)))
     assert [check.subject for check in checks if not check.passed] == []
-    assert sum(check.subject.endswith(".onnx") for check in checks) == 2 * 6
+    assert sum(check.subject.endswith(".onnx") for check in checks) == 2 * 7
 
 
 def test_golden_vectors_are_small(tiny_bundle: Path) -> None:
@@ -223,6 +223,31 @@ def test_a_failed_gate_leaves_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_encoder_that_computes_otherwise_layer_by_layer_is_refused() -> None:
+    whole = {"last_hidden_state": np.ones((1, 77, 8)), "pooler_output": np.ones((1, 8))}
+    layers = {"skip_states": np.ones((1, 3, 77, 8)), "pooler_output": np.ones((1, 8))}
+    component.check_prompt_states([whole, whole], [layers])
+    for name, other in (("last_hidden_state", "skip_states"), ("pooler_output", "pooler_output")):
+        wrong = layers | {other: 1.01 * layers[other]}
+        with pytest.raises(ParityError, match=f"layer by layer gives another {name} than the net"):
+            component.check_prompt_states([whole, whole], [wrong])
+
+
+def test_graphs_for_longer_prompts_share_the_weights(
+    checkpoint: Path, tiny_bundle: Path, tmp_path: Path, just_a_part: Any, exporting: Export
+) -> None:
+    just_a_part("unet")
+    with pytest.raises(StopExport) as stop:
+        exporting(checkpoint, tmp_path / "long", chunks=2, batches=(1,))
+    spec = stop.value.args[0]
+    assert [graph.variant for graph in spec.graphs] == ["plain", "chunks-2"]
+    assert spec.graphs[1].inputs[2].shape == (1, 154, 32)
+    assert all(graph.parity.l2 <= 1e-4 for graph in spec.graphs)
+    plain = read_manifest(tiny_bundle).components["unet"]
+    assert spec.parameters == plain.parameters
+    assert set(spec.tensors) <= set(plain.tensors)
+
+
 def test_a_failed_export_keeps_the_old_bundle(
     broken: Path, tiny_bundle: Path, tmp_path: Path, exporting: Export
 ) -> None:
@@ -259,6 +284,6 @@ def test_progress_ends_where_it_said(
     options = ExportOptions(checkpoint=str(checkpoint), output=tmp_path / "b")
     with pytest.raises(StopExport):
         export_checkpoint(options, lambda *step: heard.append(step))
-    assert [done for _, done, _ in heard] == [0, 1, 2, 3, 4]
-    assert {total for *_, total in heard} == {1 + 5 * 3 + 6 * 2}
+    assert [done for _, done, _ in heard] == [0, 1, 2, 3, 4, 5, 6]
+    assert {total for *_, total in heard} == {1 + 5 * 3 + 7 * 2}
     assert heard[0][0] == "text_encoder: loading"

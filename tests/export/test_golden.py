@@ -5,7 +5,7 @@ import pytest
 
 from edgediffusion.golden import golden_inputs
 from edgediffusion.manifest import GraphSpec, Noise, Stored
-from edgediffusion_export.golden import Golden, noise_cases, unet_cases
+from edgediffusion_export.golden import Golden, noise_cases, prompt_cases, unet_cases
 from edgediffusion_export.graphs import NETWORKS, graph_specs
 from tests.export.test_architecture import architecture
 
@@ -46,6 +46,29 @@ def test_large_batches_get_noise_of_the_states_scale() -> None:
     recipe = unet_cases(golden, spec, states, architecture())[0].inputs["encoder_hidden_states"]
     assert isinstance(recipe, Noise)
     assert recipe.scale == pytest.approx(2.5)
+
+
+def test_longer_prompts_get_noise_of_the_states_scale() -> None:
+    network = next(network for network in NETWORKS if network.name == "unet")
+    *_, spec = graph_specs(network, architecture(), [(512, 512)], [1], "fp32", chunks=2)
+    states = np.full((3, 77, 768), 2.5, np.float32)
+    golden = Golden()
+    case = unet_cases(golden, spec, states, architecture())[0]
+    text = golden_inputs(case, spec, golden.tensors)["encoder_hidden_states"]
+    assert text.shape == (1, 154, 768)
+    assert float(np.std(text.astype(np.float64))) == pytest.approx(2.5, rel=0.05)
+
+
+def test_learned_words_are_measured_too() -> None:
+    network = next(network for network in NETWORKS if network.name == "text_encoder")
+    *_, spec = graph_specs(network, architecture(), [], [], "fp32")
+    golden, ids = Golden(), [np.full((1, 77), i, np.int64) for i in range(3)]
+    plain, learned = (
+        golden_inputs(case, spec, golden.tensors) for case in prompt_cases(golden, spec, ids, 0.02)
+    )
+    assert plain["input_ids"].tolist() == ids[1].tolist()
+    assert sorted(set(learned["input_ids"].ravel().tolist())) == [-75, -1, 1]
+    assert float(np.std(plain["extra_embeddings"])) == pytest.approx(0.02, rel=0.05)
 
 
 def test_large_outputs_are_sampled_at_the_same_places() -> None:

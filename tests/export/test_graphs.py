@@ -34,13 +34,49 @@ def test_a_unet_has_a_graph_for_each_size_and_batch() -> None:
 
 
 def test_a_text_encoder_knows_no_sizes() -> None:
-    (spec,) = specs("text_encoder")
+    spec, _ = specs("text_encoder")
     assert (spec.file, spec.size) == ("text_encoder/b1.onnx", None)
     assert signature(spec) == {
         "input_ids": ("int64", (1, 77)),
         "last_hidden_state": ("float32", (1, 77, 768)),
         "pooler_output": ("float32", (1, 768)),
     }
+
+
+def test_a_text_encoder_has_a_graph_for_more_than_plain_prompts() -> None:
+    plain, prompt = specs("text_encoder", "fp16")
+    assert (plain.variant, prompt.variant) == ("plain", "prompt")
+    assert (prompt.file, prompt.size) == ("text_encoder/b1.prompt.onnx", None)
+    assert signature(prompt) == {
+        "input_ids": ("int64", (1, 77)),
+        "extra_embeddings": ("float16", (75, 768)),
+        "skip_states": ("float16", (1, 13, 77, 768)),
+        "pooler_output": ("float16", (1, 768)),
+    }
+
+
+def test_longer_prompts_get_graphs_of_their_own_behind_the_plain_ones() -> None:
+    network = next(network for network in NETWORKS if network.name == "unet")
+    found = list(graph_specs(network, architecture(), SIZES[:1], [1, 2], "fp32", chunks=3))
+    assert [(spec.file, spec.variant) for spec in found] == [
+        ("unet/512x512.b1.onnx", "plain"),
+        ("unet/512x512.b2.onnx", "plain"),
+        ("unet/512x512.b1.chunks-2.onnx", "chunks-2"),
+        ("unet/512x512.b2.chunks-2.onnx", "chunks-2"),
+        ("unet/512x512.b1.chunks-3.onnx", "chunks-3"),
+        ("unet/512x512.b2.chunks-3.onnx", "chunks-3"),
+    ]
+    lengths = [signature(spec)["encoder_hidden_states"][1][1] for spec in found]
+    assert lengths == [77, 77, 154, 154, 231, 231]
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "vae_decoder"])
+def test_only_the_unet_has_graphs_for_longer_prompts(name: str) -> None:
+    network = next(network for network in NETWORKS if network.name == name)
+    one, three = (
+        list(graph_specs(network, architecture(), SIZES, [1, 2], "fp32", chunks=n)) for n in (1, 3)
+    )
+    assert one == three
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def test_other_sizes_are_refused(text: str) -> None:
         ({"targets": ("gpu",)}, DeviceError, "unknown target 'gpu'.*cpu"),
         ({"batches": (0,)}, RequestError, r"batch sizes must be from 1 to 64, got \[0\]"),
         ({"batches": ()}, RequestError, "batch sizes must be"),
+        ({"chunks": 0}, RequestError, "chunks must be from 1 to 16, got 0"),
+        ({"chunks": 17}, RequestError, "chunks must be from 1 to 16, got 17"),
         ({"steps": 0}, RequestError, "steps must be at least 1, got 0"),
         ({"guidance": float("nan")}, RequestError, "guidance must be a number .* got nan"),
         ({"guidance": float("inf")}, RequestError, "guidance must be a number"),

@@ -1,8 +1,7 @@
-"""Write noise.safetensors: what torch.randn gives on an x86-64 CPU with AVX2.
+"""Write noise.safetensors: what torch and torchsde draw, for machines where neither is installed.
 
-    python -m tests.golden.make_noise_golden          (from the repository root)
-
-The file's metadata is its birth certificate and says which draws it holds.
+python tests/golden/make_noise_golden.py (needs torch on an x86-64 CPU with AVX2, diffusers and
+torchsde: ``pip install --no-deps torchsde trampoline``; about 55 kB)
 """
 
 from __future__ import annotations
@@ -11,8 +10,12 @@ import hashlib
 import json
 import platform
 from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from safetensors.numpy import save_file
 
 FILE = Path(__file__).with_name("noise.safetensors")
@@ -29,31 +32,81 @@ SEQUENCES: dict[int, list[tuple[int, ...]]] = {
 }
 # Long draws, too many to keep: the sha256 of their bytes, little-endian float32.
 LONG = [(0, 16384), (1, 16385), (7, 1_000_003)]
+PRECISIONS = ("float32", "float16", "bfloat16")
+# Noise between the levels of a Karras schedule: shape, seed or a seed per image, steps.
+BROWNIAN: list[tuple[tuple[int, ...], int | list[int], int]] = [
+    ((1, 4, 4, 4), 0, 20),
+    ((2, 4, 3, 3), 7, 5),
+    ((2, 4, 4, 4), [1, 2**40 + 3], 5),
+    ((1, 2, 3, 3), [2**64 - 1], 50),
+    ((2, 3), 11, 5),
+]
+
+
+def draw(seed: int, shape: int | tuple[int, ...], precision: str, generator: Any = None) -> Any:
+    """Draw with torch; half precisions come back as the float32 values they stand for."""
+    import torch
+
+    generator = generator or torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, precision)
+    return torch.randn(shape, generator=generator, dtype=dtype).float().numpy()
+
+
+def level_pairs(steps: int) -> list[tuple[Any, Any]]:
+    """Levels between which diffusers' DPMSolverSDEScheduler asks for noise, as float32 tensors."""
+    import torch
+
+    ramp = np.linspace(14.6146 ** (1 / 7), 0.0292 ** (1 / 7), steps)
+    pairs = []
+    for sigma, sigma_next in pairwise(torch.from_numpy(ramp**7).float()):
+        time, end = sigma.log().neg(), sigma_next.log().neg()
+        middle = time + (end - time) * 0.5
+        first, half, last = (each.neg().exp() for each in (time, middle, end))
+        pairs += [(first, half), (first, last)]
+    return pairs
+
+
+def brownian(shape: tuple[int, ...], seed: int | list[int], steps: int) -> tuple[Any, Any]:
+    """Draw with torchsde, as diffusers does: the pairs of levels, and the noise of each."""
+    import torch
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    pairs = level_pairs(steps)
+    levels = np.array([[a.item(), b.item()] for a, b in pairs], dtype=np.float32)
+    sampler = BrownianTreeNoiseSampler(
+        torch.zeros(shape), float(levels.min()), float(levels.max()), seed
+    )
+    return levels, np.stack([sampler(a, b).numpy() for a, b in pairs])
 
 
 def main() -> None:
-    """Draw with torch and write the file."""
+    """Draw with torch and torchsde and write the file."""
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine() != "x86_64" or capability not in ("AVX2", "AVX512"):
         raise SystemExit(f"this machine draws with {capability}, not AVX2: other bits")
-    tensors = {}
-    for seed, shapes in SEQUENCES.items():
-        generator = torch.Generator().manual_seed(seed)
-        for i, shape in enumerate(shapes):
-            tensors[f"{seed}/{i}"] = torch.randn(shape, generator=generator).numpy()
-    hashes = {}
-    for seed, count in LONG:
-        values = torch.randn(count, generator=torch.Generator().manual_seed(seed)).numpy()
-        hashes[f"{seed}/{count}"] = hashlib.sha256(values.tobytes()).hexdigest()
+    tensors, hashes = {}, {}
+    for precision in PRECISIONS:
+        for seed, shapes in SEQUENCES.items():
+            generator = torch.Generator().manual_seed(seed)
+            for i, shape in enumerate(shapes):
+                drawn = draw(seed, shape, precision, generator)
+                tensors[f"{precision}/{seed}/{i}"] = drawn
+        for seed, count in LONG:
+            drawn = draw(seed, count, precision)
+            hashes[f"{precision}/{seed}/{count}"] = hashlib.sha256(drawn.tobytes()).hexdigest()
+    for i, (shape, entropy, steps) in enumerate(BROWNIAN):
+        levels, noise = brownian(shape, entropy, steps)
+        tensors |= {f"brownian/{i}/levels": levels, f"brownian/{i}/noise": noise}
     certificate = {
         "script": "tests/golden/make_noise_golden.py",
-        "torch": torch.__version__,
+        **{name: version(name) for name in ("torch", "diffusers", "torchsde", "numpy")},
         "capability": capability,
         "date": datetime.now(UTC).date().isoformat(),
         "sequences": json.dumps({str(seed): shapes for seed, shapes in SEQUENCES.items()}),
         "sha256": json.dumps(hashes),
+        "brownian": json.dumps(BROWNIAN),
     }
     save_file(tensors, FILE, metadata=certificate)
     print(f"{FILE}: {FILE.stat().st_size} bytes")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgediffusion.cli import main
+import edgediffusion as ed
+from edgediffusion.cli import _embeddings, main
 
 FAST = ["--steps", "2", "--seed", "7"]
 
@@ -54,6 +55,10 @@ def test_what_did_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--bundle", "shaeps"], "no bundle 'shaeps': neither a folder nor a known name (did you"),
         (["--size", "64x64"], "has no graphs for 64x64; it has 128x128"),
+        (["--prompt-syntax", "a1111"], "unknown prompt_syntax 'a1111': known: plain, weighted"),
+        (["--long-prompts", "cut"], "unknown long_prompts 'cut': known: chunks, truncate"),
+        (["--clip-skip", "-1"], "clip_skip must be a whole number of at least 0, got -1"),
+        (["--negative-clip-skip", "-1"], "negative_clip_skip must be a whole number of at least 0"),
         (["--size", "large"], "a size is written HEIGHTxWIDTH, e.g. 512x512, got 'large'"),
         (["--decoder", "small"], "unknown decoder 'small': known: full, tiny"),
         (["--seed", "-3"], "a seed is a whole number from 0"),
@@ -144,9 +149,34 @@ def test_embed_to_every_output(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert np.array(json.loads((tmp_path / "e.json").read_text())).shape[:2] == (2, 77)
 
 
+def test_embed_reads_weights_and_long_texts(tmp_path: Path) -> None:
+    file = tmp_path / "e.npy"
+    hidden = ["embed", "-o", str(file), "--kind", "hidden"]
+    assert main([*hidden, "a (red:1.3) circle", "--prompt-syntax", "weighted"]) == 0
+    with ed.Pipeline.open() as pipe:
+        want = pipe.embed(["a (red:1.3) circle"], prompt_syntax="weighted").hidden
+    np.testing.assert_array_equal(np.load(file), want)
+    assert main([*hidden, "red " * 80, "--long-prompts", "chunks"]) == 0
+    assert np.load(file).shape[1] == 154
+
+
+def test_embeddings_are_files_with_or_without_a_name(tmp_path: Path) -> None:
+    odd = tmp_path / "a=b.safetensors"
+    odd.touch()
+    assert _embeddings(None) == ()
+    assert _embeddings(["x.safetensors", "<x>=y.safetensors", str(odd)]) == (
+        ed.TextualInversion("x.safetensors"),
+        ed.TextualInversion("y.safetensors", "<x>"),
+        ed.TextualInversion(str(odd)),
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--prompt-syntax", "x"], "unknown prompt_syntax 'x'"),
+        (["--long-prompts", "x"], "unknown long_prompts 'x'"),
+        (["--clip-skip", "-2"], "clip_skip must be a whole number of at least 0, got -2"),
         (["-o", "e.txt"], r"e.txt must end in .npy or .json"),
         (["-o", "none/e.npy"], "cannot be written"),
         (["--kind", "all"], "unknown kind 'all'"),

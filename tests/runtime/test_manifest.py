@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgediffusion.errors import ManifestError
 from edgediffusion.manifest import dump_manifest, parse_manifest, read_manifest
-from tests.manifests import tensor, valid_manifest
+from tests.manifests import graph, tensor, valid_manifest
 
 
 def parse(data: object) -> Any:
@@ -64,6 +64,7 @@ def test_all_faults_are_reported_at_once_with_their_paths() -> None:
         (("defaults", "steps"), 0, r"\$.defaults.steps: got 0, expected at least 1"),
         (("tokenizer", "file"), "x.json", r"\$.tokenizer.file: 'x.json' is not listed"),
         (("tokenizer", "length"), 2, r"\$.tokenizer.length: got 2, expected at least 3"),
+        (("tokenizer", "bos"), "<s>", r"\$.tokenizer.bos: got string, expected"),
         (("components", "unet", "graphs"), [], r"\$.components.unet.graphs: is empty"),
         (("components", "unet", "graphs"), {}, r"graphs: got object, expected array"),
         (("components", "unet"), 7, r"\$.components.unet: got number 7, expected object"),
@@ -84,6 +85,41 @@ def test_each_fault_is_named(path: tuple[Any, ...], value: object, message: str)
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(ManifestError, match=message):
+        parse(data)
+
+
+def test_a_tokenizer_may_begin_no_text() -> None:
+    data = valid_manifest()
+    data["tokenizer"]["bos"] = None
+    assert parse(data).tokenizer.bos is None
+    del data["tokenizer"]["bos"]
+    assert parse(data).tokenizer.bos is None
+    assert parse_manifest(dump_manifest(parse(data))) == parse(data)
+
+
+def with_prompt_graph(*skip_states: int) -> Any:
+    data = valid_manifest()
+    component = data["components"]["text_encoder"]
+    made = graph(
+        "text_encoder/b1.prompt.onnx",
+        [tensor("input_ids", 1, 77, dtype="int64"), tensor("extra_embeddings", 75, 16)],
+        [tensor("skip_states", *skip_states), tensor("pooler_output", 1, 16)],
+        variant="prompt",
+    )
+    component["graphs"].append(made)
+    data["files"][made["file"]] = {"size": 1, "sha256": "0" * 64}
+    return data
+
+
+def test_a_graph_for_prompts_must_have_what_the_runtime_reads_from_it() -> None:
+    parse(with_prompt_graph(1, 4, 77, 16))
+    with pytest.raises(
+        ManifestError, match=r"graphs\[1\]: a prompt graph needs skip_states with 4"
+    ):
+        parse(with_prompt_graph(1, 77, 16))
+    data = with_prompt_graph(1, 4, 77, 16)
+    data["components"]["text_encoder"]["graphs"][1]["inputs"].pop()
+    with pytest.raises(ManifestError, match="a prompt graph needs extra_embeddings with 2 sides"):
         parse(data)
 
 

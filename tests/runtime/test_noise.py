@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from edgediffusion.errors import RequestError
-from edgediffusion.noise import BatchNoise, TorchCpuNoise, noise_source, randn
+from edgediffusion.noise import BatchNoise, Precision, TorchCpuNoise, noise_source, randn
+from edgediffusion.philox import TorchCudaNoise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "noise.safetensors"
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="compares against torch")
 
 seeds = st.integers(-(2**63), 2**64 - 1)
 shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
+precisions = st.sampled_from(("float32", "float16", "bfloat16"))
 
 
 def bits(values: NDArray[Any]) -> NDArray[Any]:
@@ -51,23 +53,25 @@ def test_known_values() -> None:
     ]
 
 
-def test_golden_draws() -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_golden_draws(precision: Precision) -> None:
     with safe_open(GOLDEN, framework="numpy") as golden:
         for seed, drawn in json.loads(golden.metadata()["sequences"]).items():
             noise = TorchCpuNoise(int(seed))
             for i, shape in enumerate(drawn):
-                expected = golden.get_tensor(f"{seed}/{i}")
+                name = f"{precision}/{seed}/{i}"
                 np.testing.assert_array_equal(
-                    bits(noise.normal(tuple(shape))), bits(expected), f"seed {seed}, draw {i}"
+                    bits(noise.normal(tuple(shape), precision)), bits(golden.get_tensor(name)), name
                 )
 
 
 def test_golden_hashes_of_long_draws() -> None:
     with safe_open(GOLDEN, framework="numpy") as golden:
         hashes = json.loads(golden.metadata()["sha256"])
+    assert len(hashes) == 9
     for name, expected in hashes.items():
-        seed, count = map(int, name.split("/"))
-        values = randn((count,), seed).astype("<f4")
+        precision, seed, count = name.split("/")
+        values = randn((int(count),), int(seed), precision).astype("<f4")
         assert hashlib.sha256(values.tobytes()).hexdigest() == expected, name
 
 
@@ -84,26 +88,64 @@ def test_equals_torch_over_millions_of_values(seed: int) -> None:
 
 
 @needs_torch
-@settings(deadline=None, max_examples=150)
-@given(seed=seeds, drawn=st.lists(shapes, max_size=8))
-def test_equals_torch_in_any_sequence(seed: int, drawn: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("seed", [0, 2**33 + 5])
+def test_half_precisions_equal_torch_over_a_million_values(seed: int, precision: Precision) -> None:
     import torch
 
     generator, noise = torch_generator(seed), TorchCpuNoise(seed)
-    for shape in drawn:
-        expected = torch.randn(shape, generator=generator).numpy()
-        np.testing.assert_array_equal(bits(noise.normal(shape)), bits(expected))
+    for size in [524_288, 3, 16_384, 17, 5, 31, 100_003, 1, 16, 15, 48, 7]:
+        drawn = torch.randn(size, generator=generator, dtype=getattr(torch, precision))
+        expected = drawn.float().numpy()
+        np.testing.assert_array_equal(bits(noise.normal((size,), precision)), bits(expected))
 
 
 @needs_torch
-@pytest.mark.parametrize("size", [9, 64, 65_536])
-def test_float16_equals_torch(size: int) -> None:
+@settings(deadline=None, max_examples=150)
+@given(seed=seeds, drawn=st.lists(st.tuples(shapes, precisions), max_size=8))
+def test_equals_torch_in_any_sequence(
+    seed: int, drawn: list[tuple[tuple[int, ...], Precision]]
+) -> None:
     import torch
 
-    expected = torch.randn(size, generator=torch_generator(3), dtype=torch.float16).numpy()
+    generator, noise = torch_generator(seed), TorchCpuNoise(seed)
+    for shape, precision in drawn:
+        expected = torch.randn(shape, generator=generator, dtype=getattr(torch, precision))
+        got = noise.normal(shape, precision)
+        np.testing.assert_array_equal(bits(got), bits(expected.float().numpy()))
+
+
+@needs_torch
+@pytest.mark.parametrize("size", [9, 17, 64, 65_536])
+def test_dtypes_equal_torch(size: int) -> None:
+    import torch
+
+    half = torch.randn(size, generator=torch_generator(3), dtype=torch.float16).numpy()
     drawn = randn((size,), 3, np.float16)
     assert drawn.dtype == np.float16
-    np.testing.assert_array_equal(bits(drawn), bits(expected))
+    np.testing.assert_array_equal(bits(drawn), bits(half))
+    brain = torch.randn(size, generator=torch_generator(3), dtype=torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(bits(randn((size,), 3, "bfloat16")), bits(brain))
+
+
+@settings(deadline=None)
+@given(seed=seeds, blocks=st.integers(1, 40))
+def test_half_precisions_of_whole_blocks_are_the_rounded_draw(seed: int, blocks: int) -> None:
+    shape = (16 * blocks,)
+    wide = randn(shape, seed)
+    np.testing.assert_array_equal(randn(shape, seed, np.float16), wide.astype(np.float16))
+    brain = randn(shape, seed, "bfloat16")
+    assert brain.dtype == np.float32
+    assert not (brain.view(np.uint32) & 0xFFFF).any()  # a bfloat16 has no lower half
+    np.testing.assert_allclose(brain, wide, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (3, 5), (3, 17)])
+def test_a_list_of_seeds_is_one_per_image(shape: tuple[int, ...], dtype: Precision) -> None:
+    batch = randn(shape, [7, 0, 2**40], dtype)
+    for image, seed in zip(batch, [7, 0, 2**40], strict=True):
+        np.testing.assert_array_equal(image, randn((1, *shape[1:]), seed, dtype)[0])
 
 
 @needs_torch
@@ -171,6 +213,23 @@ def test_the_diffusers_layout_draws_the_batch_as_one() -> None:
         np.testing.assert_array_equal(noise((2, 4, 8, 8)), one.normal((2, 4, 8, 8)))
 
 
+@pytest.mark.parametrize("layout", ["per-image", "diffusers-batch"])
+def test_the_kind_of_noise_is_chosen_by_name(layout: Any) -> None:
+    cpu, cuda = (noise_source([3, 4], layout, kind) for kind in ("torch-cpu", "torch-cuda"))
+    np.testing.assert_array_equal(cpu((2, 8, 8)), noise_source([3, 4], layout)((2, 8, 8)))
+    first = (1, 8, 8) if layout == "per-image" else (2, 8, 8)
+    one = TorchCudaNoise(3)
+    for _ in range(2):
+        np.testing.assert_array_equal(cuda((2, 8, 8))[: first[0]], one.normal(first))
+
+
+def test_any_stream_makes_batch_noise() -> None:
+    def constant(seed: int) -> Any:
+        return lambda shape: np.full(shape, seed, np.float32)
+
+    np.testing.assert_array_equal(BatchNoise([3, 4], constant)((2, 1)), [[3], [4]])
+
+
 def test_numpy_integers_are_seeds() -> None:
     seed: Any = np.int64(7)
     np.testing.assert_array_equal(randn((16,), seed), randn((16,), 7))
@@ -188,9 +247,12 @@ def test_seed_out_of_range(seed: int) -> None:
         TorchCpuNoise(seed)
 
 
-def test_dtype_that_is_not_drawn() -> None:
-    with pytest.raises(RequestError, match=r"got float64, expected float32 or float16"):
-        randn((4,), 0, np.float64)
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(np.float64, "float64"), (np.int32, "int32"), ("nonsense", "'nonsense'")]
+)
+def test_dtype_that_is_not_drawn(dtype: Any, name: str) -> None:
+    with pytest.raises(RequestError, match=rf"got {name}, expected float32, float16 or 'bfloat16'"):
+        randn((4,), 0, dtype)
 
 
 def test_negative_extent() -> None:
@@ -207,6 +269,11 @@ def test_batch_without_seeds() -> None:
 def test_batch_of_another_length(shape: tuple[int, ...]) -> None:
     with pytest.raises(RequestError, match=r"for 2 seed\(s\), expected the batch first"):
         BatchNoise([1, 2])(shape)
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(RequestError, match=r"noise: got 'cuda'; did you mean torch-cuda"):
+        noise_source([1], kind="cuda")  # type: ignore[arg-type]
 
 
 def test_unknown_layout() -> None:

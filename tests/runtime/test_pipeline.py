@@ -196,6 +196,38 @@ def test_half_a_surrogate_pair_is_refused(pipe: ed.Pipeline) -> None:
         pipe.generate(ed.Request(prompt="\ud800", steps=1))
 
 
+def test_weights_need_no_graph_of_their_own(pipe: ed.Pipeline) -> None:
+    plain = pipe.embed(["a red circle"]).hidden
+    same = pipe.embed(["a (red:1) circle"], prompt_syntax="weighted").hidden
+    heavy = pipe.embed(["a (red:1.4) circle"], prompt_syntax="weighted").hidden
+    assert same.tobytes() == plain.tobytes()
+    assert np.abs(heavy[0, 2] - plain[0, 2]).max() > 0.1
+    assert heavy.mean() == pytest.approx(plain.mean(), rel=1e-3)
+
+
+def test_chunks_are_embedded_side_by_side(pipe: ed.Pipeline) -> None:
+    texts = ["red " * 75 + "a blue square", "a cross"]
+    long = pipe.embed(texts, long_prompts="chunks")
+    assert long.hidden.shape[:2] == (2, 154)
+    assert long.truncated == ("", "")
+    apart = pipe.embed(["red " * 75, "a blue square", "a cross", ""]).hidden
+    assert long.hidden[:, :77].tobytes() == apart[[0, 2]].tobytes()
+    assert long.hidden[:, 77:].tobytes() == apart[[1, 3]].tobytes()
+    assert long.pooled.shape == (2, 128)
+
+
+def test_a_bundle_without_graphs_for_long_prompts_names_the_fix(pipe: ed.Pipeline) -> None:
+    request = ed.Request(prompt="red " * 76 * 20, long_prompts="chunks", steps=1)
+    message = r"the prompt takes 21 chunks .* at most \d+: .* or export again with --chunks 21"
+    with pytest.raises(ed.RequestError, match=message):
+        pipe.generate(request)
+
+
+def test_a_break_without_chunks_is_refused(pipe: ed.Pipeline) -> None:
+    with pytest.raises(ed.RequestError, match="BREAK begins a new chunk, but long_prompts is 'tr"):
+        pipe.generate(ed.Request(prompt="a BREAK b", prompt_syntax="weighted", steps=1))
+
+
 class _Broken:
     """An engine's backend that computes one constant."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import edgediffusion as ed
-from edgediffusion.request import plan_request
+from edgediffusion.request import plan_request, request_from_recipe
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ from edgediffusion.request import plan_request
         ({"noise_layout": "torch"}, r"unknown noise_layout 'torch': known: diffusers-batch"),
         ({"prompt": 7}, r"prompt must be a string, got int"),
         ({"negative": None}, r"negative must be a string, got NoneType"),
+        ({"prompt_syntax": "weigthed"}, r"unknown prompt_syntax 'weigthed': did you mean weighted"),
+        ({"prompt_syntax": None}, r"unknown prompt_syntax None: known: plain, weighted"),
+        ({"long_prompts": "chunk"}, r"unknown long_prompts 'chunk': did you mean chunks\?"),
+        ({"clip_skip": -1}, r"^clip_skip must be a whole number of at least 0, got -1"),
+        ({"clip_skip": True}, r"clip_skip must be a whole number of at least 0, got True"),
+        ({"negative_clip_skip": "2"}, r"negative_clip_skip must be a whole number .*, got '2'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(demo: Path, asked: dict[str, Any], message: str) -> None:
@@ -41,7 +47,7 @@ def test_what_makes_no_sense_is_refused(demo: Path, asked: dict[str, Any], messa
 def test_a_bad_request_is_refused_before_the_first_step(pipe: ed.Pipeline) -> None:
     with pytest.raises(ed.RequestError, match="steps must be"):
         pipe.stream(ed.Request(steps=0))
-    with pytest.raises(ValueError, match=r"schedule: got .karas.; did you mean karras\?"):
+    with pytest.raises(ValueError, match=r"schedule: got .karas.; did you mean karras"):
         pipe.stream(ed.Request(schedule="karas"))
 
 
@@ -50,6 +56,35 @@ def test_a_bundle_without_tiny_decoder_says_so(demo: Path, monkeypatch: pytest.M
     bundle.manifest.components.pop("vae_tiny_decoder")
     with pytest.raises(ed.RequestError, match="has no tiny decoder: its checkpoint had no vae_tin"):
         plan_request(ed.Request(decoder="tiny"), bundle)
+
+
+def test_a_bundle_without_a_graph_for_prompts_names_the_fix(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = ed.Bundle.open(demo)
+    monkeypatch.setattr(ed.Bundle, "variants", lambda *_: {"plain"})
+    fix = "was made before its text encoder .*: edgediffusion export CHECKPOINT -o BUNDLE"
+    for asked, wanted in (
+        ({"clip_skip": 1}, "clip_skip"),
+        ({"negative_clip_skip": 2}, "negative_clip_skip"),
+        ({"embeddings": ["a.safetensors"]}, "textual-inversion embeddings"),
+    ):
+        with pytest.raises(ed.RequestError, match=f"shapes cannot do {wanted}: it {fix}"):
+            plan_request(ed.Request(**asked), bundle)  # type: ignore[arg-type]
+    assert plan_request(ed.Request(clip_skip=0), bundle).clip_skip == 0
+
+
+def test_a_recipe_names_embeddings_by_hash() -> None:
+    recipe = {"prompt": "a", "embeddings": [{"file": "a.st", "name": "a", "sha256": "0a"}]}
+    request = request_from_recipe(recipe)
+    assert request.embeddings == (ed.TextualInversion("a.st", "a", "0a"),)
+    assert request_from_recipe({"prompt": "a"}) == ed.Request(prompt="a")
+
+
+@pytest.mark.parametrize("file", ["/etc/a.st", "../a.st", "C:\\secret\\a.st", "a.st"])
+def test_a_strangers_recipe_chooses_no_folder(file: str) -> None:
+    request = request_from_recipe({"embeddings": [{"file": file, "name": "a", "sha256": "0a"}]})
+    assert request.embeddings == (ed.TextualInversion("a.st", "a", "0a"),)
 
 
 def test_a_misspelt_field_is_an_error() -> None:

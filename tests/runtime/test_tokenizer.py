@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,6 +54,29 @@ def test_any_text_tokenizes(text: str) -> None:
     assert tokens.ids.shape == (1, 77)
     assert text.endswith(tokens.dropped)
     assert (tokens.count > 75) == bool(tokens.dropped)
+
+
+def test_tokens_know_where_they_start() -> None:
+    ids, starts = TOKENIZER.split("a  red\ncircle")
+    assert starts == [0, 3, 7]
+    assert TOKENIZER.frame(ids).tolist() == TOKENIZER.encode("a red circle").ids.tolist()
+
+
+def test_a_tokenizer_without_a_begin_has_room_for_one_more() -> None:
+    spec = msgspec.structs.replace(SPEC, bos=None, length=5, pad=0)
+    tokenizer = Tokenizer(spec, ed.Bundle.open("shapes").file(spec.file))
+    assert tokenizer.room == 4
+    tokens = tokenizer.encode("a red")
+    assert tokens.ids[0, 2:].tolist() == [spec.eos, 0, 0]
+    cut = tokenizer.encode("red red red red blue")
+    assert cut.dropped.strip() == "blue"
+    assert cut.ids[0, -1] == spec.eos
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff"])
+def test_half_a_surrogate_pair_is_named(text: str) -> None:
+    with pytest.raises(ed.RequestError, match="the prompt is not valid Unicode text"):
+        TOKENIZER.split(text)
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Samplers that make a step of each call of the model by itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgediffusion.levels import Row
+from edgediffusion.noise import NoiseSource
+from edgediffusion.prediction import Denoise
+from edgediffusion.samplers.parts import Array, States, combine, freshen, weights
+from edgediffusion.schedule import Schedule
+
+BOUNDARY = 0.5  # sigma_data of the consistency models' boundary condition
+
+
+def euler(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> States:
+    """Down the probability flow by Euler's method; fresh noise where the table has some.
+
+    Euler in sigma (Karras et al. 2022, arXiv:2206.00364, Algorithm 2), k-diffusion's ancestral
+    form, EDM, flow matching and trajectory consistency (TCD: Zheng et al. 2024, arXiv:2402.19159,
+    Algorithm 4) differ in their tables alone.
+    """
+    for row in table.rows:
+        said = denoise(x, row)
+        x = freshen(said.linear(*weights(row)), row, noise)
+        yield x, said.x0
+
+
+def ddim(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> States:
+    """DDIM: Song et al. 2020 (arXiv:2010.02502), equation 12.
+
+    Where x0 is clipped, the noise stays as it was predicted, as in diffusers.
+    """
+    for row in table.rows:
+        said = denoise(x, row)
+        if said.free is None:
+            x = said.linear(*weights(row))
+        else:
+            x = combine((row.end.alpha, said.x0), (row.down, said.unlimited().eps()))
+        x = freshen(x, row, noise)
+        yield x, said.x0
+
+
+def ddpm(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> States:
+    """Ancestral sampling: Ho et al. 2020 (arXiv:2006.11239), Algorithm 2.
+
+    Learned variances: Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 15.
+    """
+    for row in table.rows:
+        said = denoise(x, row)
+        x = said.linear(*weights(row))
+        if said.variance is None:
+            x = freshen(x, row, noise)
+        elif row.timestep > 0:
+            deviation = _deviation(said.variance, row, str(table.options["variance_type"]))
+            x += deviation * noise(x.shape)
+        yield x, said.x0
+
+
+def _deviation(learned: Array, row: Row, variance_type: str) -> Array:
+    """Turn what the model says of the variance into a standard deviation."""
+    if variance_type == "learned":
+        return np.sqrt(learned)
+    beta = 1 - (row.alpha / row.end.alpha) ** 2
+    least = math.log(max((row.end.sigma / row.sigma) ** 2 * beta, 1e-20))
+    share = 0.5 * learned + 0.5
+    deviation: Array = np.exp(0.5 * (share * (math.log(beta) - least) + least))
+    return deviation
+
+
+def lcm(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> States:
+    """Latent consistency: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3."""
+    for row in table.rows:
+        said = denoise(x, row)
+        time = row.timestep * float(table.options["timestep_scaling"])
+        whole = time**2 + BOUNDARY**2
+        picture = said.linear(BOUNDARY**2 / whole, time / math.sqrt(whole))
+        x = freshen(row.end.alpha * picture, row, noise)
+        yield x, picture

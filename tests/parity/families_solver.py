@@ -1,0 +1,202 @@
+"""Grids of the multistep and singlestep solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tests.parity.grids import (
+    BOTH,
+    OFFSET,
+    SPACED,
+    SPACINGS,
+    STABLE_DIFFUSION,
+    STRENGTH,
+    THREE,
+    TRAINING,
+    Family,
+    flow_sigmas,
+    flows,
+    sigma_spacings,
+    thresholds,
+    uneven,
+    zero_snr,
+)
+from tests.parity.rows import Grid
+
+_DPM: Final[Sequence[Grid]] = (
+    {
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+        "solver_order": (1, 2, 3),
+        "solver_type": ("midpoint", "heun"),
+        "final_sigmas_type": ("zero", "sigma_min"),
+    },
+    {
+        "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
+        "final_sigmas_type": ("sigma_min",),
+        "prediction_type": THREE,
+    },
+    {"algorithm_type": ("deis",), "final_sigmas_type": ("zero", "sigma_min")},
+    {"solver_type": ("logrho", "bh1", "bh2")},
+    {"lambda_min_clipped": (-5.1, -2.0), "beta_schedule": ("squaredcos_cap_v2", "scaled_linear")},
+    {"lambda_min_clipped": (-2.0,), "timestep_spacing": SPACINGS},
+    {"variance_type": ("learned", "learned_range"), "solver_order": (2, 3)},
+    {
+        "variance_type": ("learned",),
+        "algorithm_type": ("dpmsolver",),
+        "final_sigmas_type": ("sigma_min",),
+    },
+    {"timesteps": (uneven,), "solver_order": (2, 3), "final_sigmas_type": ("zero", "sigma_min")},
+    {"solver_order": (1, 2, 3), **STRENGTH},
+    *sigma_spacings(prediction_type=THREE),
+    *sigma_spacings(final_sigmas_type=("zero", "sigma_min"), solver_order=(2, 3)),
+    *sigma_spacings(**STRENGTH),
+    *sigma_spacings(beta_schedule=("squaredcos_cap_v2",)),
+    {"use_karras_sigmas": (True,), "sigma_min": (0.1,), "sigma_max": (10.0,)},
+    {"use_exponential_sigmas": (True,), "sigma_min": (0.1,), "sigma_max": (10.0,)},
+    {"use_beta_sigmas": (True,), "sigma_min": (0.1,), "sigma_max": (10.0,)},
+    *thresholds(THREE),
+)
+FAMILIES: Final[Mapping[str, Family]] = {
+    "DPMSolverMultistepScheduler": Family(
+        "dpm_multistep",
+        OFFSET,
+        [
+            *SPACED,
+            {"timestep_spacing": SPACINGS, "prediction_type": THREE, "solver_order": (2, 3)},
+            *_DPM,
+            {
+                "algorithm_type": ("dpmsolver", "sde-dpmsolver"),
+                "solver_order": (1, 2, 3),
+                "solver_type": ("midpoint", "heun"),
+                "final_sigmas_type": ("sigma_min",),
+            },
+            {
+                "algorithm_type": ("sde-dpmsolver",),
+                "final_sigmas_type": ("sigma_min",),
+                "prediction_type": THREE,
+            },
+            {
+                "lower_order_final": BOTH,
+                "euler_at_final": BOTH,
+                "solver_order": (2, 3),
+                "final_sigmas_type": ("zero", "sigma_min"),
+            },
+            {"algorithm_type": ("sde-dpmsolver++",), "solver_order": (2, 3), **STRENGTH},
+            {"use_lu_lambdas": (True,), "prediction_type": THREE},
+            {"use_lu_lambdas": (True,), "solver_order": (2, 3)},
+            {"use_lu_lambdas": (True,), "beta_schedule": ("squaredcos_cap_v2",)},
+            *zero_snr(),
+            {
+                "rescale_betas_zero_snr": (True,),
+                "use_karras_sigmas": (True,),
+                "prediction_type": ("v_prediction",),
+            },
+            *flows({"solver_order": (2, 3), "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}),
+        ],
+    ),
+    "DPMSolverSinglestepScheduler": Family(
+        "dpm_singlestep",
+        STABLE_DIFFUSION,
+        [
+            *TRAINING,
+            {"prediction_type": THREE, "solver_order": (1, 2, 3)},
+            *(grid for grid in _DPM if "timestep_spacing" not in grid),
+            {
+                "algorithm_type": ("dpmsolver",),
+                "solver_order": (1, 2, 3),
+                "solver_type": ("midpoint", "heun"),
+                "final_sigmas_type": ("sigma_min",),
+            },
+            {
+                "lower_order_final": BOTH,
+                "solver_order": (1, 2, 3),
+                "final_sigmas_type": ("zero", "sigma_min"),
+            },
+            {"algorithm_type": ("sde-dpmsolver++",), "solver_order": (2, 3), **STRENGTH},
+            *flows({"solver_order": (2, 3), "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")}),
+        ],
+    ),
+    "UniPCMultistepScheduler": Family(
+        "unipc",
+        OFFSET,
+        [
+            *SPACED,
+            {"timestep_spacing": SPACINGS, "prediction_type": THREE},
+            {
+                "solver_type": ("bh1", "bh2"),
+                "solver_order": (1, 2, 3, 4),
+                "predict_x0": BOTH,
+                "final_sigmas_type": ("zero", "sigma_min"),
+            },
+            {"predict_x0": BOTH, "prediction_type": THREE, "final_sigmas_type": ("sigma_min",)},
+            {
+                "lower_order_final": BOTH,
+                "solver_order": (2, 3),
+                "final_sigmas_type": ("zero", "sigma_min"),
+            },
+            {"disable_corrector": ([0], [0, 1, 2], [2, 4]), "solver_order": (2, 3)},
+            {"solver_type": ("midpoint", "heun", "logrho")},
+            *sigma_spacings(prediction_type=THREE),
+            *sigma_spacings(final_sigmas_type=("zero", "sigma_min"), solver_order=(2, 3)),
+            *sigma_spacings(sigma_min=(0.1,), sigma_max=(10.0,)),
+            *sigma_spacings(**STRENGTH),
+            *thresholds(THREE),
+            *zero_snr(),
+            *flows(
+                {"solver_order": (2, 3), "final_sigmas_type": ("zero", "sigma_min")},
+                {"shift_terminal": (0.1,), "flow_shift": (3.0,)},
+                {"use_dynamic_shifting": (True,), "mu": (0.8,), "time_shift_type": ("linear",)},
+                {"sigmas": (flow_sigmas,), "flow_shift": (1.0, 3.0)},
+                {"use_karras_sigmas": (True,)},
+                {"use_karras_sigmas": (True,), "sigma_min": (0.02,), "sigma_max": (80.0,)},
+                {"use_exponential_sigmas": (True,)},
+            ),
+        ],
+    ),
+    "DEISMultistepScheduler": Family(
+        "deis",
+        OFFSET,
+        [
+            *SPACED,
+            {"timestep_spacing": SPACINGS, "prediction_type": THREE, "solver_order": (1, 2, 3)},
+            {"algorithm_type": ("dpmsolver", "dpmsolver++")},
+            {"solver_type": ("midpoint", "heun", "bh1", "bh2")},
+            {"lower_order_final": BOTH, "solver_order": (1, 2, 3)},
+            {"solver_order": (2, 3), **STRENGTH},
+            *sigma_spacings(prediction_type=THREE),
+            *sigma_spacings(solver_order=(1, 2, 3)),
+            *sigma_spacings(**STRENGTH),
+            *sigma_spacings(sigma_min=(0.1,), sigma_max=(10.0,)),
+            *thresholds(THREE),
+            *flows({"solver_order": (2, 3)}),
+        ],
+    ),
+    "SASolverScheduler": Family(
+        "sa_solver",
+        OFFSET,
+        [
+            *SPACED,
+            {"timestep_spacing": SPACINGS, "prediction_type": THREE},
+            {"algorithm_type": ("data_prediction", "noise_prediction"), "prediction_type": THREE},
+            {
+                "algorithm_type": ("data_prediction", "noise_prediction"),
+                "predictor_order": (1, 2, 3, 4),
+                "corrector_order": (1, 2, 3, 4),
+            },
+            {"lower_order_final": BOTH, "predictor_order": (3,), "corrector_order": (3,)},
+            {"lambda_min_clipped": (-2.0,), "timestep_spacing": SPACINGS},
+            {"lambda_min_clipped": (-5.1,), "beta_schedule": ("squaredcos_cap_v2",)},
+            {"variance_type": ("learned", "learned_range")},
+            *sigma_spacings(prediction_type=THREE),
+            *sigma_spacings(**STRENGTH),
+            *sigma_spacings(sigma_min=(0.1,), sigma_max=(10.0,)),
+            *thresholds(THREE),
+            {
+                "use_flow_sigmas": (True,),
+                "prediction_type": ("flow_prediction",),
+                "flow_shift": (1.0, 3.0),
+            },
+        ],
+    ),
+}
