@@ -177,3 +177,17 @@ def break_config(checkpoint: Path, component: str = "unet") -> None:
     (config,) = (checkpoint / component).glob("*config.json")
     text = config.read_text(encoding="utf-8")
     config.write_text(text[: len(text) // 2], encoding="utf-8")
+
+
+def diffusers_pipeline(checkpoint: Path) -> Any:
+    """diffusers' own pipeline on a checkpoint, upcast to fp32, without a progress bar."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        checkpoint,
+        dtype=torch.float32,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

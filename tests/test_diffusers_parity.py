@@ -14,6 +14,7 @@ import edgediffusion as ed
 from benchmarks.full_size import psnr
 from edgediffusion.golden import relative_l2
 from edgediffusion.options import NAMES
+from tests.checkpoints import diffusers_pipeline
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -42,16 +43,7 @@ PSNR_DB = 60.0
 @pytest.fixture(scope="module")
 def reference() -> Any:
     """diffusers' own pipeline on the demo checkpoint, upcast to fp32."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        CHECKPOINT,
-        dtype=torch.float32,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        local_files_only=True,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return diffusers_pipeline(CHECKPOINT)
 
 
 def diffusers_picture(

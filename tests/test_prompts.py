@@ -14,6 +14,7 @@ import pytest
 
 import edgediffusion as ed
 from edgediffusion.golden import relative_l2
+from tests.checkpoints import diffusers_pipeline
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -51,15 +52,7 @@ def pipe(bundle: Path) -> Iterator[ed.Pipeline]:
 
 
 def load_reference() -> Any:
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        CHECKPOINT,
-        dtype=torch.float32,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        local_files_only=True,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = diffusers_pipeline(CHECKPOINT)
     # diffusers 0.42.1 looks for the final norm where transformers kept it before version 5.
     text = pipeline.text_encoder
     if not hasattr(text, "text_model"):

@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from edgediffusion.bundle import parse_size
 from edgediffusion.errors import CheckpointError
 from edgediffusion.manifest import MANIFEST_NAME, read_manifest
 from edgediffusion.report import graph_table
-from edgediffusion_export.options import ExportOptions, parse_size
+from edgediffusion_export.options import ExportOptions
 
 PACKAGES: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "huggingface_hub")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -71,12 +70,3 @@ class ExportOptions:
             raise RequestError(f"steps must be at least 1, got {self.steps}")
         if not 0 <= self.guidance < float("inf"):
             raise RequestError(f"guidance must be a number of at least 0, got {self.guidance}")
-
-
-def parse_size(text: str) -> Size:
-    """Read ``HEIGHTxWIDTH``, or one number for a square."""
-    match = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text.strip())
-    if not match:
-        raise RequestError(f"size {text!r} is not HEIGHTxWIDTH in pixels, like 512x768")
-    height, width = match[1], match[2] or match[1]
-    return int(height), int(width)

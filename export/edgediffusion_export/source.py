@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgediffusion.errors import CheckpointError
+from edgediffusion.errors import CheckpointError, ScheduleError
 from edgediffusion.hashing import sha256_file
 from edgediffusion.manifest import Precision, Source
+from edgediffusion.options import read_config
 from edgediffusion_export.architecture import Architecture, Config, read_architecture
 from edgediffusion_export.hub import download
 from edgediffusion_export.license import find_license
@@ -111,7 +112,7 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         for part, class_name in CLASSES.items()
         if part not in OPTIONAL or (folder / part).is_dir()
     }
-    scheduler = _read_json(_present(folder, "scheduler") / "scheduler_config.json")
+    scheduler = _read_scheduler(_present(folder, "scheduler") / "scheduler_config.json")
     _check_tokenizer(_present(folder, "tokenizer"), index)
     architecture = read_architecture(
         unet=parts["unet"].config,
@@ -157,6 +158,16 @@ def _present(folder: Path, part: str) -> Path:
             "incomplete, copy or download it again"
         )
     return folder / part
+
+
+def _read_scheduler(path: Path) -> dict[str, Any]:
+    """Read a scheduler's configuration, which the runtime must understand."""
+    scheduler = _read_json(path)
+    try:
+        read_config(scheduler, None, {})
+    except ScheduleError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return scheduler
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,6 +202,15 @@ def _named_bundles() -> Iterator[Path]:
 def say_size(size: tuple[int, int]) -> str:
     """Write (height, width) the way ``--size`` takes it: ``HEIGHTxWIDTH``."""
     return f"{size[0]}x{size[1]}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``HEIGHTxWIDTH``, or one number for a square; raises RequestError."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text.strip())
+    if not match:
+        raise RequestError(f"size {text!r} is not HEIGHTxWIDTH in pixels, like 512x768")
+    height, width = match[1], match[2] or match[1]
+    return int(height), int(width)
 
 
 def say_graph(graph: GraphSpec) -> str:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import edgediffusion as ed
 from edgediffusion.bench import BenchOptions
 from edgediffusion.bench import bench as run_bench
-from edgediffusion.bundle import say_size
+from edgediffusion.bundle import parse_size, say_size
 from edgediffusion.errors import OutputError, RequestError
 from edgediffusion.files import write_atomically
 from edgediffusion.report import graph_table, latency_table
@@ -103,7 +103,7 @@ def generate(
         guidance_rescale=guidance_rescale,
         noise=noise,  # type: ignore[arg-type]  # checked with the rest
         batch=batch,
-        size=_parse_size(size) if size else None,
+        size=parse_size(size) if size else None,
         decoder=_decoder(decoder),
         prompt_syntax=prompt_syntax,  # type: ignore[arg-type]
         long_prompts=long_prompts,  # type: ignore[arg-type]
@@ -324,13 +324,6 @@ def _targets(output: Path, batch: int) -> list[Path]:
     if batch <= 1:
         return [output]
     return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(batch)]
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise RequestError(f"a size is written HEIGHTxWIDTH, e.g. 512x512, got {text!r}")
-    return int(height), int(width)
 
 
 def _decoder(text: str) -> Literal["full", "tiny"]:

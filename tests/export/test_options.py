@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from edgediffusion.bundle import parse_size
 from edgediffusion.errors import DeviceError, EdgeDiffusionError, RequestError
-from edgediffusion_export.options import ExportOptions, parse_size
+from edgediffusion_export.options import ExportOptions
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,18 @@ def test_a_tokenizer_needs_its_files(broken: Path) -> None:
 def test_a_folder_has_no_revision(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="revision 'main' makes sense for hub ids only"):
         open_checkpoint(str(checkpoint), "main")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"_class_name": "RePaintScheduler"}, "_class_name: got 'RePaintScheduler', expected one"),
+        ({"prediction_type": "flow"}, "prediction_type: got 'flow', but sampler"),
+    ],
+)
+def test_a_scheduler_that_the_runtime_lacks(
+    broken: Path, fields: dict[str, Any], message: str
+) -> None:
+    change_json(broken / "scheduler" / "scheduler_config.json", **fields)
+    with pytest.raises(CheckpointError, match=rf"scheduler_config\.json: {message}"):
+        open_checkpoint(str(broken))

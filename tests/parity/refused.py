@@ -207,6 +207,17 @@ DEVIATIONS: Final = (
         reason="begun in the middle, diffusers' class fits its weights to slopes of steps that "
         "were not made, and drops these: the weights of the others do not sum to the step",
     ),
+    *(
+        Combination(
+            samplers={"sa_solver"},
+            options={"strength": {strength}, spacing: {True}},
+            steps=steps,
+            reason="begun in the middle, diffusers' class lays the start under the noise of the "
+            "rounded timestep, and then steps as if it had the noise of the sigma",
+        )
+        for spacing in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+        for strength, steps in ((0.75, STEPS), (0.3, (20, 50)))  # 0.3 of 5 is the last step alone
+    ),
 )
 
 

@@ -59,7 +59,7 @@ def test_what_did_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--long-prompts", "cut"], "unknown long_prompts 'cut': known: chunks, truncate"),
         (["--clip-skip", "-1"], "clip_skip must be a whole number of at least 0, got -1"),
         (["--negative-clip-skip", "-1"], "negative_clip_skip must be a whole number of at least 0"),
-        (["--size", "large"], "a size is written HEIGHTxWIDTH, e.g. 512x512, got 'large'"),
+        (["--size", "large"], "size 'large' is not HEIGHTxWIDTH in pixels, like 512x768"),
         (["--decoder", "small"], "unknown decoder 'small': known: full, tiny"),
         (["--seed", "-3"], "a seed is a whole number from 0"),
         (["--threads", "-3"], "threads must be at least 0"),
