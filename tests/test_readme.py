@@ -1,4 +1,4 @@
-"""README.md as a newcomer meets it: its commands run, from a wheel, in a fresh environment."""
+"""README.md and docs/ as a newcomer meets them: all commands run, from a wheel, in a fresh venv."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from benchmarks.tables import PAGES, rendered
 from tests.readme import ROOT, Block, blocks
 
 README = ROOT / "README.md"
+PAGES_IN_DOCS = sorted((ROOT / "docs").glob("*.md"))
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 
 
@@ -78,20 +79,35 @@ def test_every_block_has_a_name() -> None:
 def test_the_readmes_commands_run_in_order(newcomer: Newcomer) -> None:
     """One test, because each block stands on those before it."""
     for block in _runnable():
-        if block.language == "python":
-            (newcomer.folder / "program.py").write_text(block.text, encoding="utf-8")
-            newcomer.run("python program.py")
-        else:
-            newcomer.run(block.text)
+        _run(newcomer, block)
         if block.name == "quickstart":
             packages = newcomer.run("python -m pip list --format=freeze").splitlines()
             names = {line.partition("==")[0].lower() for line in packages}
             assert not names & {"torch", "diffusers", "transformers", "onnx"}
+    for page in PAGES_IN_DOCS:  # the README's export has installed what these need
+        program = ""
+        for block in blocks(page):
+            program += block.text if block.language == "python" else ""
+            _run(newcomer, replace(block, text=program) if block.language == "python" else block)
     assert (newcomer.folder / "my-bundle" / "manifest.json").is_file()
     assert np.load(newcomer.folder / "embeddings.npy").shape[0] == 2
     for name in ("circle", "triangle", "cross", "square"):
         made = newcomer.folder / "docs" / "images" / f"{name}.png"
         assert _like(made, ROOT / "docs" / "images" / f"{name}.png"), name
+
+
+def _run(newcomer: Newcomer, block: Block) -> None:
+    if block.language == "python":
+        (newcomer.folder / "program.py").write_text(block.text, encoding="utf-8")
+        newcomer.run("python program.py")
+    else:
+        newcomer.run(block.text)
+
+
+@pytest.mark.parametrize("page", [README, *PAGES_IN_DOCS], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def _like(made: Path, committed: Path) -> bool:

@@ -192,7 +192,12 @@ def _aligned(visits: Visits, spacing: str | None, options: Options) -> Visits:
         return visits
     if "beta_schedule" not in options:
         raise RequestError(f"schedule: {spacing} is for models trained on betas; leave it out")
-    return Visits(None, aligned_timesteps(spacing, visits.steps, sigma_table(options)), None)
+    timesteps = aligned_timesteps(spacing, visits.steps, sigma_table(options))
+    if np.any(np.diff(timesteps) >= 0):
+        raise RequestError(
+            f"steps: {visits.steps} steps of {spacing} would visit a timestep twice; use fewer"
+        )
+    return Visits(None, timesteps, None)
 
 
 def _cut(visits: Visits, strength: float) -> Visits:

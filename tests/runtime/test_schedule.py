@@ -404,6 +404,8 @@ def test_spacing_align_your_steps() -> None:
     assert ten.spacing == "ays"
     more = [row.timestep for row in schedule_from_config(config("ddim"), 20, spacing="ays").rows]
     assert (len(more), more[0], more[-1]) == (20, 999, 24)
+    with pytest.raises(RequestError, match="900 steps of ays would visit a timestep twice"):
+        schedule_from_config(config("ddim"), 900, spacing="ays")
     with pytest.raises(RequestError, match="ays is for models trained on betas"):
         schedule_from_config(config("flow_euler"), 10, spacing="ays")
 
