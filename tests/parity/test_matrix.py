@@ -28,6 +28,9 @@ from tests.parity.refused import (
 )
 from tests.parity.rows import Row
 
+# diffusers 0.42.1 hands tensors to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
 
 def parameters(rows: list[Row]) -> list[Any]:
     """Each row as a test, named."""
