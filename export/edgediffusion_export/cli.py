@@ -54,6 +54,9 @@ def export(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     steps: Annotated[int, typer.Option(help="The bundle's default steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="The bundle's default guidance.")] = 7.5,
+    sampler: Annotated[
+        str | None, typer.Option(help="The bundle's default sampler, in place of the scheduler's.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a PyTorch checkpoint into a verified bundle."""
@@ -72,6 +75,7 @@ def export(
         revision=revision,
         steps=steps,
         guidance=guidance,
+        sampler=sampler,
         force=force,
     )
     started = time.perf_counter()

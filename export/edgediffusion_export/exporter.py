@@ -86,7 +86,7 @@ def _manifest(
         ),
         conditioning=Conditioning("clip", "last_hidden_state", architecture.width),
         gates=dict(GATES),
-        defaults=Defaults(steps=options.steps, guidance=options.guidance),
+        defaults=Defaults(steps=options.steps, guidance=options.guidance, sampler=options.sampler),
         files=dict(sorted(job.staging.files.items())),
     )
 

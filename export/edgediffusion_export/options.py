@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edgediffusion.errors import DeviceError, RequestError, choices
+from edgediffusion.options import NAMES
 from edgediffusion_export.architecture import Size
 
 PRECISIONS: Final = ("fp32", "fp16")
@@ -27,7 +28,7 @@ class ExportOptions:
     chunks : the longest prompt that the UNet gets graphs for, in chunks of the text encoder.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
-    steps, guidance : what a request means where it says nothing.
+    steps, guidance, sampler : what a request means where it says nothing.
     """
 
     checkpoint: str
@@ -43,6 +44,7 @@ class ExportOptions:
     revision: str | None = None
     steps: int = 20
     guidance: float = 7.5
+    sampler: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -68,5 +70,7 @@ class ExportOptions:
             raise RequestError(f"chunks must be from 1 to {MAX_CHUNKS}, got {self.chunks}")
         if self.steps < 1:
             raise RequestError(f"steps must be at least 1, got {self.steps}")
+        if self.sampler is not None and self.sampler not in NAMES:
+            raise RequestError(f"unknown sampler {self.sampler!r}: {choices(self.sampler, NAMES)}")
         if not 0 <= self.guidance < float("inf"):
             raise RequestError(f"guidance must be a number of at least 0, got {self.guidance}")

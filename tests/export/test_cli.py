@@ -52,7 +52,7 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
         "export org/name -o out --size 64x128 --size 512 --batch 1 --batch 4 --precision fp16 "
         "--chunks 3 "
         "--store source --target cpu --name n --license MIT --revision main --steps 8 "
-        "--guidance 1.5 --force"
+        "--guidance 1.5 --sampler unipc --force"
     )
     result = CliRunner().invoke(app, words.split())
     assert result.exit_code == 0, result.output
@@ -70,6 +70,7 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
             revision="main",
             steps=8,
             guidance=1.5,
+            sampler="unipc",
             force=True,
         )
     ]

@@ -35,6 +35,7 @@ def test_other_sizes_are_refused(text: str) -> None:
         ({"chunks": 0}, RequestError, "chunks must be from 1 to 16, got 0"),
         ({"chunks": 17}, RequestError, "chunks must be from 1 to 16, got 17"),
         ({"steps": 0}, RequestError, "steps must be at least 1, got 0"),
+        ({"sampler": "unipk"}, RequestError, "unknown sampler 'unipk': did you mean unipc"),
         ({"guidance": float("nan")}, RequestError, "guidance must be a number .* got nan"),
         ({"guidance": float("inf")}, RequestError, "guidance must be a number"),
     ],
