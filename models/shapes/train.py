@@ -65,9 +65,8 @@ UNCONDITIONAL: Final = 0.1  # how often the whole caption is dropped, for classi
 LATENT_NOISE: Final = 0.2  # the most noise on the latents that the decoders learn from
 MIDDLE: Final = (50, 650)  # the times that matter most, and the share of the steps for them alone
 MIDDLE_SHARE: Final = 0.8
-MOST_WEIGHT: Final = (
-    6.0  # of strong noise; far more of it starves the times where colours are decided
-)
+# The most weight of strong noise. Far more of it (30) starves the times where colours are decided.
+MOST_WEIGHT: Final = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)

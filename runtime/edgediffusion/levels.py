@@ -43,6 +43,7 @@ class Row:
     start : where the step sets out from: ``level``, save where a call looks ahead of its step.
     down : sigma that the step goes down to; less than ``end.sigma`` where fresh noise follows.
     fresh : how much fresh noise is added after it.
+    span : where the noise is the increment of a path: the two sigmas between which; else None.
     input_scale : what the state is multiplied by to become the model's input.
     order : highest order that a multistep sampler may use for this step.
     """
@@ -53,6 +54,7 @@ class Row:
     start: Level
     down: float
     fresh: float = 0.0
+    span: tuple[float, float] | None = None
     input_scale: float = 1.0
     order: int = 1
 
@@ -66,6 +68,11 @@ class Row:
         """Noise of the state at the call."""
         return self.level.sigma
 
+    @property
+    def target(self) -> Level:
+        """The level that the step goes down to, before fresh noise."""
+        return Level(self.end.alpha, self.down)
+
 
 Rows = tuple[Row, ...]
 
@@ -78,8 +85,8 @@ def call(
     start: Level | None = None,
     down: float | None = None,
     fresh: float | None = None,
+    span: tuple[float, float] | None = None,
     input_scale: float = 1.0,
-    order: int = 1,
 ) -> Row:
     """Make a row; by default it sets out from its own level and needs no fresh noise.
 
@@ -95,8 +102,8 @@ def call(
         start=start or level,
         down=down,
         fresh=fresh,
+        span=span,
         input_scale=input_scale,
-        order=order,
     )
 
 

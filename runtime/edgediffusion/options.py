@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from edgediffusion.errors import RequestError, ScheduleError, choices
 from edgediffusion.scheduler_classes import SCHEDULERS, Options
+from edgediffusion.spacing import SPACED_SIGMAS
 
 MULTISTEP: Final = "DPMSolverMultistepScheduler"
 SINGLESTEP: Final = "DPMSolverSinglestepScheduler"
@@ -76,13 +77,6 @@ _KINDS: Final[Mapping[str, str]] = {
     "FlowMatchEulerDiscreteScheduler": "flow",
     "FlowMatchHeunDiscreteScheduler": "flow",
 }
-
-SPACING_FLAGS: Final = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-)
 
 
 class Reading(NamedTuple):
@@ -243,7 +237,7 @@ def _check_numbers(options: Options) -> None:
 
 def _check_together(options: Options) -> None:
     """Refuse options that exclude each other, as diffusers' constructors do."""
-    chosen = [flag for flag in SPACING_FLAGS if options.get(flag)]
+    chosen = [flag for flag in SPACED_SIGMAS if options.get(flag)]
     if len(chosen) > 1:
         raise ScheduleError(f"{' and '.join(chosen)} exclude each other; set one of them")
     algorithm = options.get("algorithm_type")

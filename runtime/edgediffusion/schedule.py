@@ -12,10 +12,10 @@ import numpy as np
 
 from edgediffusion.errors import RequestError, ScheduleError, choices
 from edgediffusion.levels import Float64s, Rows, Visits
-from edgediffusion.options import SPACING_FLAGS, Reading, read_config
+from edgediffusion.options import Reading, read_config
 from edgediffusion.prediction import Conversion, Limit
 from edgediffusion.scheduler_classes import Options
-from edgediffusion.spacing import ALIGNED, aligned_timesteps
+from edgediffusion.spacing import ALIGNED, SPACED_SIGMAS, aligned_timesteps
 from edgediffusion.tables import TABLES
 from edgediffusion.tables.sigmas import sigma_table
 
@@ -63,9 +63,8 @@ class Schedule:
     @property
     def stochastic(self) -> bool:
         """Whether the sampler draws fresh noise on the way (dpmpp_sde has a source of its own)."""
-        if self.scheduler == "DPMSolverSDEScheduler":
-            return False
-        return self.scheduler == "SASolverScheduler" or any(row.fresh for row in self.rows)
+        drawn = any(row.fresh and row.span is None for row in self.rows)
+        return drawn or self.scheduler == "SASolverScheduler"  # which draws where it adds none, too
 
 
 def schedule_from_config(
@@ -172,7 +171,7 @@ def _spacing_options(spacing: str, reading: Reading) -> dict[str, Any]:
     if spacing not in SPACINGS:
         raise RequestError(f"schedule: got {spacing!r}; {choices(str(spacing), SPACINGS)}")
     options = reading.options
-    off: dict[str, Any] = {flag: False for flag in SPACING_FLAGS if flag in options}
+    off: dict[str, Any] = {flag: False for flag in SPACED_SIGMAS if flag in options}
     if spacing in ALIGNED:
         return off
     name = FLAGS.get(spacing, "timestep_spacing")

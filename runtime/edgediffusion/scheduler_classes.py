@@ -83,6 +83,7 @@ _VARIANCES: Final = (None, "fixed_small", "fixed_small_log", "fixed_large", "lea
 _TIME_SHIFTS: Final = ("exponential", "linear")
 _MU: Final[Options] = {"mu": None}
 
+_SOLVER: Final = _BETAS | _SPACED | _THRESHOLDING | _FLOW | _SHIFTING
 _KARRAS_FAMILY: Final = _LATENT_BETAS | _SPACED
 _DPM_OPTIONS: Final = _THRESHOLDING | {
     "solver_order": 2,
@@ -200,11 +201,8 @@ SCHEDULERS: Final[Mapping[str, SchedulerClass]] = {
         defaults=_KARRAS_FAMILY | {"noise_sampler_seed": None}, only=_NOT_SAMPLE
     ),
     "DPMSolverMultistepScheduler": SchedulerClass(
-        defaults=_BETAS
-        | _SPACED
+        defaults=_SOLVER
         | _DPM_OPTIONS
-        | _FLOW
-        | _SHIFTING
         | {
             "use_lu_lambdas": False,
             "lambda_min_clipped": None,
@@ -217,7 +215,7 @@ SCHEDULERS: Final[Mapping[str, SchedulerClass]] = {
     ),
     "DPMSolverSinglestepScheduler": SchedulerClass(
         defaults=_without(
-            _BETAS | _SPACED | _DPM_OPTIONS | _FLOW | _SHIFTING,
+            _SOLVER | _DPM_OPTIONS,
             *("timestep_spacing", "steps_offset", "euler_at_final"),
         )
         | {"lower_order_final": False, "lambda_min_clipped": None, "variance_type": None},
@@ -226,11 +224,7 @@ SCHEDULERS: Final[Mapping[str, SchedulerClass]] = {
         arguments=_MU,
     ),
     "UniPCMultistepScheduler": SchedulerClass(
-        defaults=_BETAS
-        | _SPACED
-        | _THRESHOLDING
-        | _FLOW
-        | _SHIFTING
+        defaults=_SOLVER
         | {
             "solver_order": 2,
             "predict_x0": True,
@@ -254,11 +248,7 @@ SCHEDULERS: Final[Mapping[str, SchedulerClass]] = {
         arguments=_MU,
     ),
     "DEISMultistepScheduler": SchedulerClass(
-        defaults=_BETAS
-        | _SPACED
-        | _THRESHOLDING
-        | _FLOW
-        | _SHIFTING
+        defaults=_SOLVER
         | {
             "solver_order": 2,
             "algorithm_type": "deis",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,10 @@ class TextEncoder:
     def __init__(self, bundle: Bundle, engine: Callable[[str], Engine]) -> None:
         self._bundle = bundle
         self._engine = engine
-        self._tokenizer: Tokenizer | None = None
 
     def read(self, text: str, options: PromptOptions) -> Prompt:
         """Tokenize a prompt; raises RequestError."""
-        return read_prompt(text, self._open_tokenizer(), options)
+        return read_prompt(text, self._tokenizer, options)
 
     def encode(self, prompt: Prompt, chunks: int = 1, clip_skip: int = 0) -> States:
         """Return the states of a prompt, padded with empty chunks to ``chunks`` of them.
@@ -77,7 +77,7 @@ class TextEncoder:
 
     def _padded(self, prompt: Prompt, chunks: int) -> list[Chunk]:
         missing = chunks - len(prompt.chunks)
-        return [*prompt.chunks, *[empty_chunk(self._open_tokenizer())] * missing]
+        return [*prompt.chunks, *[empty_chunk(self._tokenizer)] * missing]
 
     def _encode(self, chunk: Chunk, clip_skip: int) -> States:
         engine = self._engine(_variant(chunk, clip_skip))
@@ -92,11 +92,10 @@ class TextEncoder:
             hidden = outputs["skip_states"][:, clip_skip]
         return States(hidden.astype(np.float32), outputs["pooler_output"].astype(np.float32))
 
-    def _open_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            spec = self._bundle.manifest.tokenizer
-            self._tokenizer = Tokenizer(spec, self._bundle.file(spec.file))
-        return self._tokenizer
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        spec = self._bundle.manifest.tokenizer
+        return Tokenizer(spec, self._bundle.file(spec.file))
 
 
 def require_prompt_graph(bundle: Bundle, wanted: str) -> GraphSpec:

@@ -71,8 +71,8 @@ def numbers(schedule: Schedule) -> list[float]:
     """Every number in the table."""
     flat = [schedule.init_noise_scale]
     for row in schedule.rows:
-        timestep, level, end, start, down, fresh, input_scale, _ = astuple(row)
-        flat += [timestep, *level, *end, *start, down, fresh, input_scale]
+        timestep, level, end, start, down, fresh, span, input_scale, _ = astuple(row)
+        flat += [timestep, *level, *end, *start, down, fresh, *(span or ()), input_scale]
     return flat
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edgediffusion.brownian import Between, brownian_noise, sde_levels
+from edgediffusion.brownian import Between, brownian_noise
 from edgediffusion.errors import RequestError
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise
-from edgediffusion.samplers.parts import Array, States, combine, freshen, weights
+from edgediffusion.samplers.parts import Array, States, combine, freshen, hold_x0
 from edgediffusion.schedule import Schedule
 
 
@@ -45,19 +45,14 @@ def dpmpp_sde(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> St
     Its fresh noise is one Brownian path of its own seed, so that more steps refine the picture.
     """
     path = _brownian_path(table, x)
-    before, rows = x, table.rows
-    first = middle = last = 0.0
-    for i, row in enumerate(rows):
+    before = x
+    for row in table.rows:
         x0 = denoise(x, row).x0
-        begins = row.start == row.level
-        if begins:
-            before = x
-            if row.end.sigma > 0:
-                first, middle, last = sde_levels(row.sigma, rows[i + 1].end.sigma)
-        keep, of_x0 = weights(row)
+        before = x if row.start == row.level else before
+        keep, of_x0 = hold_x0(row.start, row.target)
         x = combine((keep, before), (of_x0, x0))
-        if row.fresh:
-            x += row.fresh * path(first, middle if begins else last)
+        if row.span is not None:
+            x += row.fresh * path(*row.span)
         yield x, x0
 
 

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 from edgediffusion.levels import Level, Row
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise, Denoised
-from edgediffusion.samplers.parts import Array, States, Term, combine, freshen
-from edgediffusion.samplers.parts import weights as step_weights
+from edgediffusion.samplers.parts import Array, States, Term, combine, freshen, hold_eps, hold_x0
 from edgediffusion.schedule import Schedule
 
 
@@ -66,13 +65,11 @@ def _held(said: Denoised, algorithm: str) -> Array:
 
 def _move(x: Array, terms: Iterable[Term], row: Row, algorithm: str) -> Array:
     """Take a row's step with a mean of what was held; fresh noise, if any, is still to be added."""
-    start, end = row.start, row.end
     if _by_eps(algorithm):
-        twice = 2.0 if algorithm.startswith("sde") else 1.0
-        keep = end.alpha / start.alpha
-        held = twice * (end.sigma - keep * start.sigma)
+        keep, held = hold_eps(row.start, row.end)
+        held *= 2.0 if algorithm.startswith("sde") else 1.0
     else:
-        keep, held = step_weights(row)
+        keep, held = hold_x0(row.start, row.target)
     return combine((keep, x), *((held * weight, value) for weight, value in terms))
 
 

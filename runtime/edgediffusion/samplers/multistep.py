@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from edgediffusion.levels import Row
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise
-from edgediffusion.samplers.parts import Array, States, Term, adams_bashforth, combine, lagrange
+from edgediffusion.samplers.parts import (
+    Array,
+    States,
+    Term,
+    adams_bashforth,
+    combine,
+    hold_eps,
+    lagrange,
+)
 from edgediffusion.schedule import Schedule
 
 LMS_ORDER = 4
@@ -70,11 +78,9 @@ def pndm(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> States:
 
 def _follow_noise(x: Array, slope: list[Term], row: Row, *, velocity: bool) -> Array:
     """Take a row's step with the noise held, or the velocity: PNDM's equation 9."""
-    (alpha, sigma), end = row.start, row.end
-    keep = end.alpha / alpha
-    held = end.sigma - keep * sigma
+    keep, held = hold_eps(row.start, row.end)
     if velocity:  # eps = alpha * v + sigma * x
-        keep, held = keep + held * sigma, held * alpha
+        keep, held = keep + held * row.start.sigma, held * row.start.alpha
     return combine((keep, x), *((held * weight, array) for weight, array in slope))
 
 
@@ -85,8 +91,8 @@ def ipndm(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> States
         said = denoise(x, row)
         slopes = [said.eps(), *slopes[:3]]
         # From noise alone diffusers makes noise alone, whatever the model said of the picture.
-        keep = row.end.alpha / row.alpha if row.alpha > TINY else 0.0
-        held = row.end.sigma - keep * row.sigma
+        blank = row.alpha <= TINY
+        keep, held = (0.0, row.end.sigma) if blank else hold_eps(row.level, row.end)
         x = combine((keep, x), *adams_bashforth(slopes, held))
         yield x, said.x0
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.levels import Row
+from edgediffusion.levels import Level, Row
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise
 from edgediffusion.schedule import Schedule
@@ -34,14 +34,23 @@ def combine(first: Term, *rest: Term) -> Array:
     return total
 
 
-def weights(row: Row) -> tuple[float, float]:
-    """Weights of the state at a row's start and of x0 in a step with x0 held, down to `Row.down`.
+def hold_x0(start: Level, end: Level) -> tuple[float, float]:
+    """Weights of the state at `start` and of x0 in a step to `end` with x0 held.
 
     The step follows the probability flow, exactly for that x0: DDIM's step, Euler's step in sigma
     and DPM-Solver++'s first order are all this one.
     """
-    keep = row.down / row.start.sigma
-    return keep, row.end.alpha - keep * row.start.alpha
+    keep = end.sigma / start.sigma
+    return keep, end.alpha - keep * start.alpha
+
+
+def hold_eps(start: Level, end: Level) -> tuple[float, float]:
+    """Weights of the state at `start` and of the noise in a step to `end` with the noise held.
+
+    For the noise of one x0 the same step as `hold_x0`; the two differ where several are mixed.
+    """
+    keep = end.alpha / start.alpha
+    return keep, end.sigma - keep * start.sigma
 
 
 def freshen(x: Array, row: Row, noise: NoiseSource) -> Array:

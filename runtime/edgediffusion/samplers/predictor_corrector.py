@@ -9,7 +9,7 @@ from typing import NamedTuple
 from edgediffusion.levels import Level, Row
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise
-from edgediffusion.samplers.parts import Array, States, Term, combine, lagrange
+from edgediffusion.samplers.parts import Array, States, Term, combine, hold_eps, hold_x0, lagrange
 from edgediffusion.schedule import Schedule
 
 
@@ -58,10 +58,9 @@ def _unipc_step(
     x: Array, known: list[Known], weights: list[float], start: Level, end: Level, *, data: bool
 ) -> Array:
     """Step from x with a weighted mean of what is known held."""
-    ratio = end.sigma / start.sigma if data else end.alpha / start.alpha
-    held = end.alpha - ratio * start.alpha if data else end.sigma - ratio * start.sigma
+    keep, held = (hold_x0 if data else hold_eps)(start, end)
     terms = [(held * weight, k.value) for weight, k in zip(weights, known, strict=True)]
-    return combine((ratio, x), *terms)
+    return combine((keep, x), *terms)
 
 
 def _unipc_weights(
@@ -72,8 +71,8 @@ def _unipc_weights(
     With `here`, what the model says at `end` takes part, and its weight comes first.
     """
     start, order = levels[0], len(levels)
-    if end.sigma == 0 or (order == 1 and not here):
-        return [1.0] + [0.0] * (order - 1)
+    if order == 1 and not here:  # also where the step ends without noise, and h is infinite
+        return [1.0]
     h = end.lam - start.lam
     if h == 0:
         return [1.0] + [0.0] * (order - 1)
@@ -111,21 +110,20 @@ def sa_solver(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -
         here = Known(row.level, said.x0 if data else said.eps())
         if last is not None:
             used = [here, *known][: last.order]
-            x = _sa_step(last, used, last.row.level, row.level, data=data, correct=True)
+            x = _sa_step(last, used, data=data, correct=True)
         known = [here, *known[: most - 1]]
         fresh = noise(x.shape)
         final = len(table.rows) - i + 1 if table.options["lower_order_final"] else most + 1
         corrector = min(int(table.options["corrector_order"]), final, len(known) + 1)
         last = Last(x, row, fresh, corrector)
         used = known[: min(row.order, len(known))]
-        x = _sa_step(last, used, row.level, row.end, data=data, correct=False)
+        x = _sa_step(last, used, data=data, correct=False)
         yield x, said.x0
 
 
-def _sa_step(
-    last: Last, used: list[Known], start: Level, end: Level, *, data: bool, correct: bool
-) -> Array:
-    """One step of the stochastic Adams method from `start` to `end`."""
+def _sa_step(last: Last, used: list[Known], *, data: bool, correct: bool) -> Array:
+    """Make the last step, for the first time or once more, by the stochastic Adams method."""
+    start, end = last.row.level, last.row.end
     low, high = TAU_RANGE
     tau2 = 1.0 if low <= last.row.timestep <= high else 0.0
     h = end.lam - start.lam

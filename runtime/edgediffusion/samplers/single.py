@@ -9,7 +9,7 @@ import numpy as np
 from edgediffusion.levels import Row
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise
-from edgediffusion.samplers.parts import Array, States, combine, freshen, weights
+from edgediffusion.samplers.parts import Array, States, combine, freshen, hold_x0
 from edgediffusion.schedule import Schedule
 
 BOUNDARY = 0.5  # sigma_data of the consistency models' boundary condition
@@ -24,7 +24,7 @@ def euler(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> St
     """
     for row in table.rows:
         said = denoise(x, row)
-        x = freshen(said.linear(*weights(row)), row, noise)
+        x = freshen(said.linear(*hold_x0(row.start, row.target)), row, noise)
         yield x, said.x0
 
 
@@ -36,7 +36,7 @@ def ddim(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> Sta
     for row in table.rows:
         said = denoise(x, row)
         if said.free is None:
-            x = said.linear(*weights(row))
+            x = said.linear(*hold_x0(row.start, row.target))
         else:
             x = combine((row.end.alpha, said.x0), (row.down, said.unlimited().eps()))
         x = freshen(x, row, noise)
@@ -50,10 +50,10 @@ def ddpm(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> Sta
     """
     for row in table.rows:
         said = denoise(x, row)
-        x = said.linear(*weights(row))
+        x = said.linear(*hold_x0(row.start, row.target))
         if said.variance is None:
             x = freshen(x, row, noise)
-        elif row.timestep > 0:
+        elif row.fresh:
             deviation = _deviation(said.variance, row, str(table.options["variance_type"]))
             x += deviation * noise(x.shape)
         yield x, said.x0
@@ -64,7 +64,7 @@ def _deviation(learned: Array, row: Row, variance_type: str) -> Array:
     if variance_type == "learned":
         return np.sqrt(learned)
     beta = 1 - (row.alpha / row.end.alpha) ** 2
-    least = math.log(max((row.end.sigma / row.sigma) ** 2 * beta, 1e-20))
+    least = 2 * math.log(row.fresh)  # of the posterior
     share = 0.5 * learned + 0.5
     deviation: Array = np.exp(0.5 * (share * (math.log(beta) - least) + least))
     return deviation

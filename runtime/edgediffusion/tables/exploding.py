@@ -27,8 +27,11 @@ from edgediffusion.tables.sigmas import check_falling, sigma_table, visit
 
 def _visited(
     options: Options, visits: Visits, precision: type[np.floating[Any]] = np.float32
-) -> tuple[Float64s, Float64s]:
-    """Choose timesteps, and sigmas: one more, the last is where the run ends."""
+) -> tuple[Float64s, Float64s, Float64s]:
+    """Choose timesteps, and sigmas: one more, the last is where the run ends.
+
+    Returns them and the table of sigma by timestep.
+    """
     table = sigma_table(options)
     steps = visits.steps or 1
     spacing, offset = options["timestep_spacing"], options["steps_offset"]
@@ -36,7 +39,7 @@ def _visited(
     spread = np.interp(grid, np.arange(len(table)), table)
     if options.get("interpolation_type") == "log_linear":
         spread = np.exp(np.linspace(math.log(table[-1]), math.log(table[0]), steps + 1))
-    timesteps, sigmas = visit(options, visits, table, grid, spread)
+    timesteps, sigmas = visit(options, visits, table, grid, spread, spread[[-1, 0]])
     if len(sigmas) == len(timesteps):
         final = table[0] if options.get("final_sigmas_type") == "sigma_min" else 0.0
         sigmas = np.append(sigmas, final)
@@ -44,7 +47,8 @@ def _visited(
     continuous = options.get("timestep_type") == "continuous"
     if continuous and options["prediction_type"] == "v_prediction":
         timesteps = 0.25 * np.log(sigmas[: len(timesteps)])
-    return timesteps, np.asarray(sigmas[: len(timesteps) + 1], np.float32).astype(np.float64)
+    rounded = sigmas[: len(timesteps) + 1].astype(np.float32).astype(np.float64)
+    return timesteps, rounded, table
 
 
 def _scale(options: Options, sigmas: Float64s) -> float:
@@ -61,14 +65,14 @@ def _row(timestep: float, level: Level, end: Level, **more: Any) -> Row:
 
 def euler_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out euler and lms: straight from one sigma to the next."""
-    timesteps, sigmas = _visited(options, visits)
+    timesteps, sigmas, _ = _visited(options, visits)
     steps = zip(timesteps, pairwise(exploding(sigmas)), strict=True)
     return tuple(_row(t, level, end) for t, (level, end) in steps), _scale(options, sigmas)
 
 
 def euler_ancestral_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out euler_ancestral: below the next sigma, then fresh noise up to it."""
-    timesteps, sigmas = _visited(options, visits)
+    timesteps, sigmas, _ = _visited(options, visits)
     rows = []
     for t, (level, end) in zip(timesteps, pairwise(exploding(sigmas)), strict=True):
         down, fresh = ancestral(level.sigma, end.sigma)
@@ -78,7 +82,7 @@ def euler_ancestral_rows(options: Options, visits: Visits) -> tuple[Rows, float]
 
 def heun_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out heun: a call at the start of each step and one at its end, save the last."""
-    timesteps, sigmas = _visited(options, visits)
+    timesteps, sigmas, _ = _visited(options, visits)
     return heun_calls(timesteps, exploding(sigmas), _row), _scale(options, sigmas)
 
 
@@ -108,10 +112,10 @@ def dpm_2_ancestral_rows(options: Options, visits: Visits) -> tuple[Rows, float]
 
 
 def _midway(options: Options, visits: Visits, *, fresh_noise: bool) -> tuple[Rows, float]:
-    timesteps, sigmas = _visited(options, visits)
+    timesteps, sigmas, table = _visited(options, visits)
     if options["use_karras_sigmas"] and visits.steps is not None:
         timesteps = np.round(timesteps)
-    table, rows = sigma_table(options), []
+    rows = []
     for t, (level, end) in zip(timesteps, pairwise(exploding(sigmas)), strict=True):
         down, fresh = ancestral(level.sigma, end.sigma) if fresh_noise else (end.sigma, 0.0)
         middle = Level(1.0, _between(level.sigma, down))
@@ -124,8 +128,8 @@ def _midway(options: Options, visits: Visits, *, fresh_noise: bool) -> tuple[Row
 
 def dpmpp_sde_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out dpmpp_sde: half way and whole way, each to below its sigma, then fresh noise."""
-    timesteps, sigmas = _visited(options, visits, np.float64)
-    table, rows = sigma_table(options), []
+    timesteps, sigmas, table = _visited(options, visits, np.float64)
+    rows = []
     for t, (level, end) in zip(timesteps, pairwise(exploding(sigmas)), strict=True):
         if end.sigma == 0:
             rows.append(_row(t, level, end))
@@ -133,8 +137,9 @@ def dpmpp_sde_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
         first, half, last = sde_levels(level.sigma, end.sigma)
         down, fresh = ancestral(first, half)
         middle = Level(1.0, half)
-        rows.append(_row(t, level, middle, down=down, fresh=fresh))
+        rows.append(_row(t, level, middle, down=down, fresh=fresh, span=(first, half)))
         at = float(sigma_to_timestep(np.array([half]), table)[0])
         down, fresh = ancestral(first, last)
-        rows.append(_row(at, middle, end, start=level, down=down, fresh=fresh))
+        span = (first, last)
+        rows.append(_row(at, middle, end, start=level, down=down, fresh=fresh, span=span))
     return tuple(rows), _scale(options, sigmas)

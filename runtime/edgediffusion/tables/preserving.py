@@ -15,16 +15,17 @@ import numpy as np
 from edgediffusion.errors import RequestError
 from edgediffusion.levels import Float64s, Row, Rows, Visits, call, flowing, preserving
 from edgediffusion.scheduler_classes import Options
-from edgediffusion.spacing import spaced_timesteps
+from edgediffusion.spacing import SPACED_SIGMAS, spaced_timesteps
 from edgediffusion.tables.continuous import edm_rows, flow_list, shifted, stretched
 from edgediffusion.tables.sigmas import check_falling, sigma_table, spaced_sigmas, visit
 
 FEW = 15  # steps below which lower_order_final counts
 
 
-def _timesteps_and_sigmas(options: Options, visits: Visits) -> tuple[Float64s, Float64s]:
+def _timesteps_and_sigmas(
+    options: Options, visits: Visits, table: Float64s
+) -> tuple[Float64s, Float64s]:
     """Choose timesteps, and sigmas: as many, or one more that says where the run ends."""
-    table = sigma_table(options)
     if options.get("use_flow_sigmas"):
         return _flow_timesteps_and_sigmas(options, visits, table)
     # The cosine schedule needs its noisiest timesteps cut off; lambda is -log(sigma).
@@ -38,12 +39,8 @@ def _timesteps_and_sigmas(options: Options, visits: Visits) -> tuple[Float64s, F
         last=len(table) - cut,
         spare=1,
     )
-    if visits.steps is not None:
-        spaced = spaced_sigmas(options, table[[0, -1]], visits.steps)
-        spread = np.interp(grid, np.arange(len(table)), table) if spaced is None else table[::-1]
-    else:
-        spread = table[::-1]
-    timesteps, sigmas = visit(options, visits, table, grid, spread)
+    spread = np.interp(grid, np.arange(len(table)), table)
+    timesteps, sigmas = visit(options, visits, table, grid, spread, table[[0, -1]])
     cosine = options["beta_schedule"] == "squaredcos_cap_v2" and "use_lu_lambdas" in options
     if not options.get("use_exponential_sigmas") and not options.get("use_beta_sigmas"):
         timesteps = timesteps if cosine else np.round(timesteps)
@@ -65,9 +62,9 @@ def _flow_timesteps_and_sigmas(
     spaced = spaced_sigmas(options, table[[0, -1]], steps) if unipc else None
     if spaced is not None:
         sigmas = spaced / (spaced + 1) if options["use_karras_sigmas"] else spaced
-    else:
-        sigmas = shifted(options, sigmas, "flow_shift")
-    if unipc and spaced is None:
+        return sigmas * train_steps, sigmas
+    sigmas = shifted(options, sigmas, "flow_shift")
+    if unipc:
         sigmas = stretched(options, sigmas)
         sigmas[0] -= 1e-6 if abs(sigmas[0] - 1) < 1e-6 else 0.0
     return sigmas * train_steps, sigmas
@@ -75,10 +72,11 @@ def _flow_timesteps_and_sigmas(
 
 def _rows(options: Options, visits: Visits, final: str) -> list[Row]:
     """Lay out a run that ends at ``final``: zero, sigma_min (of training) or last (once more)."""
-    timesteps, sigmas = _timesteps_and_sigmas(options, visits)
+    table = sigma_table(options)
+    timesteps, sigmas = _timesteps_and_sigmas(options, visits, table)
     check_falling(sigmas[: len(timesteps)], visits)
     if len(sigmas) == len(timesteps):
-        ends = {"zero": 0.0, "sigma_min": sigma_table(options)[0], "last": sigmas[-1]}
+        ends = {"zero": 0.0, "sigma_min": table[0], "last": sigmas[-1]}
         sigmas = np.append(sigmas, ends[final])
     rounded = sigmas.astype(np.float32)
     levels = flowing(rounded) if options.get("use_flow_sigmas") else preserving(rounded)
@@ -90,8 +88,7 @@ def _rows(options: Options, visits: Visits, final: str) -> list[Row]:
 
 def _spaced(options: Options) -> bool:
     """Whether sigmas are laid out by themselves, not by timesteps."""
-    flags = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
-    return any(options.get(flag) for flag in flags)
+    return any(options.get(flag) for flag in (*SPACED_SIGMAS, "use_flow_sigmas"))
 
 
 def _ordered(rows: Sequence[Row], orders: Sequence[int]) -> Rows:
@@ -126,22 +123,22 @@ def _stochastic(options: Options, row: Row) -> Row:
     return replace(row, down=down, fresh=math.sqrt(max(0.0, end.sigma**2 - down**2)))
 
 
-def _euler_last(options: Options) -> bool:
-    return bool(options["euler_at_final"]) or options["final_sigmas_type"] == "zero"
+def _multistep(options: Options, rows: Sequence[Row]) -> Rows:
+    """Set orders and fresh noise of the multistep DPM-Solvers."""
+    euler_last = bool(options["euler_at_final"]) or options["final_sigmas_type"] == "zero"
+    orders = _lowered(options, len(rows), euler_last=euler_last)
+    return _ordered([_stochastic(options, row) for row in rows], orders)
 
 
 def dpm_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out the multistep DPM-Solver and DPM-Solver++, deterministic and stochastic."""
-    rows = _rows(options, visits, options["final_sigmas_type"])
-    orders = _lowered(options, len(rows), euler_last=_euler_last(options))
-    return _ordered([_stochastic(options, row) for row in rows], orders), 1.0
+    return _multistep(options, _rows(options, visits, options["final_sigmas_type"])), 1.0
 
 
 def edm_dpm_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out the multistep DPM-Solver++ over EDM's noise."""
     rows, scale = edm_rows(options, visits)
-    orders = _lowered(options, len(rows), euler_last=_euler_last(options))
-    return _ordered([_stochastic(options, row) for row in rows], orders), scale
+    return _multistep(options, rows), scale
 
 
 def singlestep_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
@@ -168,14 +165,18 @@ def _singlestep_orders(options: Options, count: int) -> list[int]:
     return orders
 
 
+def _counted_down(options: Options, rows: Sequence[Row], order: int) -> Rows:
+    """Set an order, at the end no higher than the number of steps that are left."""
+    count = len(rows)
+    final = options["lower_order_final"]
+    return _ordered(rows, [min(order, count - i) if final else order for i in range(count)])
+
+
 def unipc_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out unipc."""
     last = _spaced(options) and options["final_sigmas_type"] == "sigma_min"
     rows = _rows(options, visits, "last" if last else options["final_sigmas_type"])
-    order, count = options["solver_order"], len(rows)
-    if not options["lower_order_final"]:
-        return tuple(replace(row, order=order) for row in rows), 1.0
-    return tuple(replace(row, order=min(order, count - i)) for i, row in enumerate(rows)), 1.0
+    return _counted_down(options, rows, options["solver_order"]), 1.0
 
 
 def deis_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
@@ -189,7 +190,4 @@ def sa_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     rows = _rows(options, visits, "last" if _spaced(options) else "sigma_min")
     if rows[-1].end.sigma == 0:
         raise RequestError("sigmas: sa_solver cannot end without noise; end at 0.03, say")
-    order, count = options["predictor_order"], len(rows)
-    final = options["lower_order_final"]
-    orders = [min(order, count - i) if final else order for i in range(count)]
-    return tuple(replace(row, order=n) for row, n in zip(rows, orders, strict=True)), 1.0
+    return _counted_down(options, rows, options["predictor_order"]), 1.0

@@ -23,7 +23,12 @@ def sigma_table(options: Options) -> Float64s:
 
 
 def visit(
-    options: Options, visits: Visits, table: Float64s, grid: Float64s, spread: Float64s
+    options: Options,
+    visits: Visits,
+    table: Float64s,
+    grid: Float64s,
+    spread: Float64s,
+    ends: Float64s,
 ) -> tuple[Float64s, Float64s]:
     """Choose timesteps and sigmas out of what the request and the options say.
 
@@ -36,7 +41,9 @@ def visit(
     grid : ndarray of float64
         The timesteps of an evenly spaced run.
     spread : ndarray of float64
-        The sigmas of an evenly spaced run, falling; other spacings lie between its ends.
+        The sigmas of an evenly spaced run, falling.
+    ends : ndarray of float64
+        The least and the greatest sigma of other spacings.
 
     Returns
     -------
@@ -47,7 +54,7 @@ def visit(
         return sigma_to_timestep(visits.sigmas[:-1], table), visits.sigmas
     if visits.timesteps is not None:
         return visits.timesteps, np.interp(visits.timesteps, np.arange(len(table)), table)
-    spaced = spaced_sigmas(options, spread[[-1, 0]], len(grid))
+    spaced = spaced_sigmas(options, ends, len(grid))
     if spaced is None:
         return grid, spread
     return sigma_to_timestep(spaced, table), spaced
