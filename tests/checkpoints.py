@@ -191,3 +191,10 @@ def diffusers_pipeline(checkpoint: Path) -> Any:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def diffusers_latents(pipeline: Any, seed: int, **arguments: Any) -> Any:
+    """The final latents of a diffusers pipeline, as a tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return pipeline(generator=generator, output_type="latent", **arguments).images

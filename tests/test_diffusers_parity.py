@@ -14,7 +14,7 @@ import edgediffusion as ed
 from benchmarks.full_size import psnr
 from edgediffusion.golden import relative_l2
 from edgediffusion.options import NAMES
-from tests.checkpoints import diffusers_pipeline
+from tests.checkpoints import diffusers_latents, diffusers_pipeline
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -53,16 +53,15 @@ def diffusers_picture(
     name, fixed = NAMES[sampler]
     more = {"noise_sampler_seed": seed} if sampler == "dpmpp_sde" else fixed
     reference.scheduler = getattr(diffusers, name).from_config(CONFIG, **more)
-    generator = torch.Generator().manual_seed(seed)
+    latents = diffusers_latents(
+        reference,
+        seed,
+        prompt=PROMPT,
+        negative_prompt="",
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+    )
     with torch.no_grad():
-        latents = reference(
-            PROMPT,
-            negative_prompt="",
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generator,
-            output_type="latent",
-        ).images
         decoded = reference.vae.decode(latents / reference.vae.config.scaling_factor).sample
     picture = (decoded / 2 + 0.5).clamp(0, 1) * 255
     return latents.numpy(), picture.round().numpy().transpose(0, 2, 3, 1)
@@ -70,17 +69,16 @@ def diffusers_picture(
 
 def test_guidance_rescale_equals_diffusers(pipe: ed.Pipeline, reference: Any) -> None:
     reference.scheduler = diffusers.DDIMScheduler.from_config(CONFIG)
-    with torch.no_grad():
-        want = reference(
-            PROMPT,
-            negative_prompt="",
-            num_inference_steps=6,
-            guidance_scale=6.0,
-            guidance_rescale=0.7,
-            eta=0.5,
-            generator=torch.Generator().manual_seed(3),
-            output_type="latent",
-        ).images.numpy()
+    want = diffusers_latents(
+        reference,
+        3,
+        prompt=PROMPT,
+        negative_prompt="",
+        num_inference_steps=6,
+        guidance_scale=6.0,
+        guidance_rescale=0.7,
+        eta=0.5,
+    ).numpy()
     request = ed.Request(
         prompt=PROMPT,
         steps=6,
@@ -119,15 +117,14 @@ def test_another_seed_is_another_picture(pipe: ed.Pipeline, reference: Any) -> N
 
 def test_a_diffusers_batch_is_the_same_batch(pipe: ed.Pipeline, reference: Any) -> None:
     reference.scheduler = diffusers.DDIMScheduler.from_config(reference.scheduler.config)
-    with torch.no_grad():
-        want = reference(
-            PROMPT,
-            num_inference_steps=5,
-            guidance_scale=4.0,
-            num_images_per_prompt=2,
-            generator=torch.Generator().manual_seed(3),
-            output_type="latent",
-        ).images.numpy()
+    want = diffusers_latents(
+        reference,
+        3,
+        prompt=PROMPT,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        num_images_per_prompt=2,
+    ).numpy()
     got = pipe.generate(
         ed.Request(
             prompt=PROMPT,

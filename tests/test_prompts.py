@@ -14,7 +14,7 @@ import pytest
 
 import edgediffusion as ed
 from edgediffusion.golden import relative_l2
-from tests.checkpoints import diffusers_pipeline
+from tests.checkpoints import diffusers_latents, diffusers_pipeline
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -77,17 +77,10 @@ def encode(reference: Any, prompt: str, clip_skip: int | None = None) -> Array:
     return found
 
 
-def diffusers_latents(reference: Any, **arguments: Any) -> Array:
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        made = reference(
-            num_inference_steps=4,
-            guidance_scale=4.0,
-            generator=generator,
-            output_type="latent",
-            **arguments,
-        )
-    latents: Array = made.images.numpy()
+def reference_latents(reference: Any, **arguments: Any) -> Array:
+    """diffusers' latents of the pictures that `latents` asks for."""
+    made = diffusers_latents(reference, 7, num_inference_steps=4, guidance_scale=4.0, **arguments)
+    latents: Array = made.numpy()
     return latents
 
 
@@ -126,11 +119,11 @@ def test_clip_skip_leaves_the_pooled_vector_alone(pipe: ed.Pipeline) -> None:
 
 def test_a_picture_with_clip_skip_is_that_of_diffusers(pipe: ed.Pipeline, reference: Any) -> None:
     """The negative prompt keeps all layers in diffusers."""
-    want = diffusers_latents(reference, prompt=PROMPT, negative_prompt="blue", clip_skip=1)
+    want = reference_latents(reference, prompt=PROMPT, negative_prompt="blue", clip_skip=1)
     got = latents(pipe, prompt=PROMPT, negative="blue", clip_skip=1)
     assert relative_l2(got, want) <= LATENTS_L2
     both = latents(pipe, prompt=PROMPT, negative="blue", clip_skip=1, negative_clip_skip=1)
-    want = diffusers_latents(
+    want = reference_latents(
         reference,
         prompt_embeds=torch.from_numpy(encode(reference, PROMPT, clip_skip=1)),
         negative_prompt_embeds=torch.from_numpy(encode(reference, "blue", clip_skip=1)),
@@ -230,7 +223,7 @@ def test_a_picture_of_a_long_prompt(
     pipe: ed.Pipeline, reference: Any, prompt: str, count: int
 ) -> None:
     """The short negative prompt gets empty chunks."""
-    want = diffusers_latents(
+    want = reference_latents(
         reference,
         prompt_embeds=torch.from_numpy(chunked(reference, prompt, count)),
         negative_prompt_embeds=torch.from_numpy(chunked(reference, "blue", count)),
@@ -325,7 +318,7 @@ def test_a_picture_with_learned_words_is_that_of_diffusers(
     pipe: ed.Pipeline, taught: Any, learned: dict[str, Path]
 ) -> None:
     words = {"prompt": "a <blob> above a blue square"}
-    want = diffusers_latents(taught, **words, negative_prompt="easy-shape")
+    want = reference_latents(taught, **words, negative_prompt="easy-shape")
     files = list(learned.values())
     got = latents(pipe, **words, negative="Easy-Shape", embeddings=files)
     assert relative_l2(got, want) <= LATENTS_L2

@@ -18,8 +18,6 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +25,8 @@ from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
+from tests.golden.certificate import write_golden
 from tests.golden.make_sampler_golden import FRESH_SEED, NOISE_SEED, stand_in
 
 FILE = Path(__file__).with_name("k_diffusion.safetensors")
@@ -149,16 +147,9 @@ def main() -> None:
     sigmas = module.get_sigmas_karras(STEPS, *SIGMA_RANGE)
     tensors = {"noise": noise.numpy(), "sigmas": sigmas.numpy()}
     tensors |= {name: trajectory(module, case, noise, sigmas) for name, case in CASES.items()}
-    certificate = {
-        "script": "tests/golden/make_k_diffusion_golden.py",
-        "k_diffusion": version("k-diffusion"),
-        "torch": torch.__version__,
-        "torchsde": version("torchsde"),
-        "date": datetime.now(UTC).date().isoformat(),
-        "cases": json.dumps({name: asdict(case) for name, case in CASES.items()}),
-    }
-    save_file(tensors, FILE, metadata=certificate)
-    print(f"{FILE}: {len(CASES)} cases, {FILE.stat().st_size} bytes")
+    cases = json.dumps({name: asdict(case) for name, case in CASES.items()})
+    packages = ("k-diffusion", "torch", "torchsde")
+    write_golden(FILE, tensors, Path(__file__).name, packages, cases=cases)
 
 
 if __name__ == "__main__":

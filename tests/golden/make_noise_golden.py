@@ -1,7 +1,9 @@
 """Write noise.safetensors: what torch and torchsde draw, for machines where neither is installed.
 
-python tests/golden/make_noise_golden.py (needs torch on an x86-64 CPU with AVX2, diffusers and
-torchsde: ``pip install --no-deps torchsde trampoline``; about 55 kB)
+    python -m tests.golden.make_noise_golden        (from the repository root)
+
+It needs torch on an x86-64 CPU with AVX2, diffusers and torchsde
+(``pip install --no-deps torchsde trampoline``), and writes about 55 kB.
 """
 
 from __future__ import annotations
@@ -9,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+
+from tests.golden.certificate import write_golden
 
 FILE = Path(__file__).with_name("noise.safetensors")
 
@@ -99,17 +100,16 @@ def main() -> None:
     for i, (shape, entropy, steps) in enumerate(BROWNIAN):
         levels, noise = brownian(shape, entropy, steps)
         tensors |= {f"brownian/{i}/levels": levels, f"brownian/{i}/noise": noise}
-    certificate = {
-        "script": "tests/golden/make_noise_golden.py",
-        **{name: version(name) for name in ("torch", "diffusers", "torchsde", "numpy")},
-        "capability": capability,
-        "date": datetime.now(UTC).date().isoformat(),
-        "sequences": json.dumps({str(seed): shapes for seed, shapes in SEQUENCES.items()}),
-        "sha256": json.dumps(hashes),
-        "brownian": json.dumps(BROWNIAN),
-    }
-    save_file(tensors, FILE, metadata=certificate)
-    print(f"{FILE}: {FILE.stat().st_size} bytes")
+    write_golden(
+        FILE,
+        tensors,
+        Path(__file__).name,
+        ("torch", "diffusers", "torchsde", "numpy"),
+        capability=capability,
+        sequences=json.dumps({str(seed): shapes for seed, shapes in SEQUENCES.items()}),
+        sha256=json.dumps(hashes),
+        brownian=json.dumps(BROWNIAN),
+    )
 
 
 if __name__ == "__main__":

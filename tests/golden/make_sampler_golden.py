@@ -12,13 +12,13 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+
+from tests.golden.certificate import write_golden
 
 FILE = Path(__file__).with_name("samplers.safetensors")
 
@@ -133,7 +133,6 @@ def reference(
 
 def main() -> None:
     """Run diffusers and write the file."""
-    import diffusers
     import torch
 
     noise = torch.randn((2, 3, 4, 2), generator=torch.Generator().manual_seed(NOISE_SEED)).numpy()
@@ -142,15 +141,8 @@ def main() -> None:
         scheduler = scheduler_for(case.sampler, case.config, num_inference_steps=case.steps)
         tensors[str(case)] = np.stack(reference(scheduler, noise))
         recorded[str(case)] = asdict(case)
-    certificate = {
-        "script": "tests/golden/make_sampler_golden.py",
-        "diffusers": diffusers.__version__,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "cases": json.dumps(recorded),
-    }
-    save_file(tensors, FILE, metadata=certificate)
-    print(f"{FILE}: {len(recorded)} cases, {FILE.stat().st_size} bytes")
+    packages = ("diffusers", "torch")
+    write_golden(FILE, tensors, Path(__file__).name, packages, cases=json.dumps(recorded))
 
 
 if __name__ == "__main__":

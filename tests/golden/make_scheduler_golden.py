@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+
+from tests.golden.certificate import write_golden
 
 FILE = Path(__file__).with_name("schedulers.safetensors")
 BATCH, SIZE = 1, 2
@@ -67,8 +67,6 @@ flow_heun-shift=3.0-20
 
 def main() -> None:
     """Run diffusers over the rows and write the file."""
-    import diffusers
-    import torch
 
     from tests.parity.matrix import matrix
     from tests.parity.ours import inputs
@@ -79,15 +77,8 @@ def main() -> None:
     tensors = {
         name: np.stack(float32_run(row, *inputs(row, BATCH, SIZE))[0]) for name, row in rows.items()
     }
-    certificate = {
-        "script": "tests/golden/make_scheduler_golden.py",
-        "diffusers": diffusers.__version__,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "cases": json.dumps({name: asdict(row) for name, row in rows.items()}),
-    }
-    save_file(tensors, FILE, metadata=certificate)
-    print(f"{FILE}: {len(rows)} rows, {FILE.stat().st_size} bytes")
+    cases = json.dumps({name: asdict(row) for name, row in rows.items()})
+    write_golden(FILE, tensors, Path(__file__).name, ("diffusers", "torch"), cases=cases)
 
 
 if __name__ == "__main__":
