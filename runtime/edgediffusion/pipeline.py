@@ -257,6 +257,8 @@ class Pipeline:
         if "noise_sampler_seed" in known and known["noise_sampler_seed"] is None:
             alone = plan.noise_layout == "diffusers-batch"
             options["noise_sampler_seed"] = plan.seeds[0] if alone else plan.seeds
+        if "noise_sampler_kind" in known:
+            options["noise_sampler_kind"] = plan.noise
         return options
 
     def _run(self, plan: Plan, schedule: Schedule) -> Generator[Step]:

@@ -198,7 +198,9 @@ SCHEDULERS: Final[Mapping[str, SchedulerClass]] = {
     "KDPM2DiscreteScheduler": SchedulerClass(defaults=_KARRAS_FAMILY, only=_NOT_SAMPLE),
     "KDPM2AncestralDiscreteScheduler": SchedulerClass(defaults=_KARRAS_FAMILY, only=_NOT_SAMPLE),
     "DPMSolverSDEScheduler": SchedulerClass(
-        defaults=_KARRAS_FAMILY | {"noise_sampler_seed": None}, only=_NOT_SAMPLE
+        defaults=_KARRAS_FAMILY | {"noise_sampler_seed": None},
+        only=_NOT_SAMPLE,
+        arguments={"noise_sampler_kind": "torch-cpu"},
     ),
     "DPMSolverMultistepScheduler": SchedulerClass(
         defaults=_SOLVER

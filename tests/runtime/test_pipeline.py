@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgediffusion as ed
+from edgediffusion import pipeline
 from edgediffusion.denoiser import Denoiser
 from edgediffusion.engine import Engine
 
@@ -307,3 +308,20 @@ def test_a_planned_device_is_no_silent_cpu_run(demo: Path) -> None:
 def test_negative_threads_are_refused(demo: Path) -> None:
     with pytest.raises(ed.DeviceError, match="threads must be at least 0"):
         ed.Pipeline.open(demo, threads=-1)
+
+
+def test_the_noise_asked_for_is_all_the_noise() -> None:
+    # The path of dpmpp_sde has a source of its own; it must not stay on the other numbers.
+    with ed.Pipeline.open("shapes") as pipe:
+        request = replace(REQUEST, sampler="dpmpp_sde", noise="torch-cuda")
+        schedules = []
+        trajectory = pipeline.trajectory
+
+        def watched(schedule: ed.Schedule, *rest: Any, **more: Any) -> Any:
+            schedules.append(schedule)
+            return trajectory(schedule, *rest, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "trajectory", watched)
+            pipe.generate(request)
+    assert schedules[0].options["noise_sampler_kind"] == "torch-cuda"

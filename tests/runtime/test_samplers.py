@@ -329,6 +329,17 @@ def test_a_model_of_another_shape() -> None:
         next(latents)
 
 
+def test_dpmpp_sde_draws_its_path_from_the_noise_asked_for() -> None:
+    noise = randn(SHAPE, 0)
+    made = {}
+    for kind in ("torch-cpu", "torch-cuda"):
+        schedule = default("dpmpp_sde", noise_sampler_kind=kind)
+        *_, made[kind] = sample(schedule, stand_in, noise)
+    assert abs(made["torch-cpu"] - made["torch-cuda"]).max() > 0.01
+    with pytest.raises(RequestError, match="noise: got 'cuda'; did you mean torch-cuda"):
+        next(sample(default("dpmpp_sde", noise_sampler_kind="cuda"), stand_in, noise))
+
+
 def test_dpmpp_sde_wants_a_seed() -> None:
     schedule = default("dpmpp_sde", noise_sampler_seed=None)
     with pytest.raises(RequestError, match="noise_sampler_seed: sampler 'dpmpp_sde' draws from a"):

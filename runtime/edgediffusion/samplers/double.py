@@ -65,4 +65,4 @@ def _brownian_path(table: Schedule, x: Array) -> Between:
             "noise_sampler_seed=seed to schedule_from_config, or a list with one for each image"
         )
     low, high = table.sigma_range
-    return brownian_noise(x.shape, seed, low, high)
+    return brownian_noise(x.shape, seed, low, high, table.options["noise_sampler_kind"])
