@@ -41,11 +41,14 @@ class Architecture:
     downsampling : pixels of the picture per latent, along one side.
     granularity : a picture's sides must be multiples of this many pixels.
     default_size : (height, width) in pixels that the UNet was trained at.
+    deep_channels : channels of the features that DeepCache keeps: those between the layers of the
+        UNet's last up block.
     tokens, width, text_layers : what the text encoder takes, gives, and is made of.
     train_timesteps : noise levels of the training schedule.
     """
 
     channels: int
+    deep_channels: int
     downsampling: int
     granularity: int
     default_size: Size
@@ -68,6 +71,7 @@ def read_architecture(
     height, width = sample if isinstance(sample, list) else (sample, sample)
     return Architecture(
         channels=unet["in_channels"],
+        deep_channels=unet["block_out_channels"][0],
         downsampling=downsampling,
         granularity=downsampling * 2 ** (len(unet["block_out_channels"]) - 1),
         default_size=(height * downsampling, width * downsampling),

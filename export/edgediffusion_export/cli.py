@@ -42,6 +42,9 @@ def export(
     chunks: Annotated[
         int, typer.Option(help="Longest prompt, in chunks of 75 tokens; a UNet graph for each.")
     ] = 1,
+    deepcache: Annotated[
+        bool, typer.Option("--deepcache", help="Add UNet graphs for cheaper steps (DeepCache).")
+    ] = False,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
@@ -67,6 +70,7 @@ def export(
         sizes=tuple(parse_size(text) for text in size or ()),
         batches=tuple(batch or (1, 2)),
         chunks=chunks,
+        deepcache=deepcache,
         precision=precision,
         store=store,
         targets=tuple(target or ("cpu",)),

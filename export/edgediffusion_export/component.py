@@ -14,10 +14,13 @@ import torch
 from safetensors.numpy import save
 
 from edgediffusion.errors import ParityError
-from edgediffusion.golden import relative_l2
+from edgediffusion.golden import golden_inputs, relative_l2
 from edgediffusion.manifest import (
+    DEEP,
     GATES,
+    PLAIN,
     PROMPT,
+    SHALLOW,
     ComponentSpec,
     GoldenCase,
     GraphSpec,
@@ -36,7 +39,7 @@ from edgediffusion_export.graphs import Network
 from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
 from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph
-from edgediffusion_export.parity import Outputs, measure, reference
+from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
 from edgediffusion_export.precision import find_overflow
 from edgediffusion_export.weights import WeightStore, is_matrix
 
@@ -68,6 +71,8 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     subjects = _subjects(job, network, module, precision, golden)
     if network.name == "text_encoder":
         check_prompt_states(*(subject.wanted for subject in subjects))
+    if job.options.deepcache and network.name == "unet":
+        check_deep_steps(network, module, subjects, golden)
     store = store_precision(job, network.part, precision)
     if precision == "fp32" and store == "fp16":
         note = _round_weights(network, module, subjects, golden) or note
@@ -95,13 +100,36 @@ def check_prompt_states(plain: Sequence[Outputs], prompt: Sequence[Outputs]) -> 
         "pooler_output": prompt[0]["pooler_output"],
     }
     for name, states in pairs.items():
-        error = relative_l2(states, whole[name])
-        if not error <= GATES["fp32"]:
-            raise ParityError(
-                f"text_encoder: going through it layer by layer gives another {name} than the "
-                f"network itself, by a relative L2 of {error:.2g}. No bundle was written. Use a "
-                "version of transformers within the supported range"
-            )
+        _require_same("text_encoder", name, states, whole[name], "transformers")
+
+
+def check_deep_steps(
+    network: Network, module: torch.nn.Module, subjects: Sequence[Subject], golden: Golden
+) -> None:
+    """Hold the deep graph, and the shallow one behind it, to what the UNet itself computes.
+
+    All three run in PyTorch, on the inputs of the first plain case. Raises ParityError.
+    """
+    plain, deep, shallow = (
+        next(subject for subject in subjects if subject.spec.variant == variant)
+        for variant in (PLAIN, DEEP, SHALLOW)
+    )
+    whole, made = plain.wanted[0]["out_sample"], deep.wanted[0]
+    inputs = golden_inputs(plain.cases[0], plain.spec, golden.tensors)
+    inputs["deep_features"] = made["deep_features"]
+    behind = run_module(network, module, shallow.spec, inputs)
+    for prediction in (made["out_sample"], behind["out_sample"]):
+        _require_same("unet", "out_sample", prediction, whole, "diffusers")
+
+
+def _require_same(part: str, name: str, got: Array, want: Array, library: str) -> None:
+    error = relative_l2(got, want)
+    if not error <= GATES["fp32"]:
+        raise ParityError(
+            f"{part}: going through it layer by layer gives another {name} than the network "
+            f"itself, by a relative L2 of {error:.2g}. No bundle was written. Use a version of "
+            f"{library} within the supported range"
+        )
 
 
 def store_precision(job: Job, part: str, precision: Precision) -> Precision:
@@ -142,6 +170,8 @@ def _subjects(
     for spec in job.specs(network, precision):
         cases = _cases(job, network, spec, golden)
         wanted = reference(network, module, spec, cases, golden.tensors)
+        if spec.variant == DEEP:
+            job.deep_scale = float(np.sqrt(np.mean(np.square(wanted[0]["deep_features"]))))
         subjects.append(Subject(spec, cases, wanted))
     return subjects
 
@@ -152,7 +182,7 @@ def _cases(job: Job, network: Network, spec: GraphSpec, golden: Golden) -> list[
     if network.name == "text_encoder":
         return text_cases(golden, job.token_ids)
     if network.name == "unet":
-        return unet_cases(golden, spec, job.text_states, job.architecture)
+        return unet_cases(golden, spec, job.text_states, job.architecture, job.deep_scale)
     return noise_cases(spec, latent_scale(network.name, job.architecture))
 
 

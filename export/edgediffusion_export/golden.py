@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.manifest import PLAIN, GoldenCase, GraphSpec, Noise, Stored
+from edgediffusion.manifest import GoldenCase, GraphSpec, Noise, Stored, TensorSpec
 from edgediffusion_export.architecture import Architecture
 
 Array = NDArray[np.generic]
@@ -72,7 +72,7 @@ def prompt_cases(
 
     The embeddings are the first, the last and again the first of those that the graph takes.
     """
-    last = next(t for t in spec.inputs if t.name == "extra_embeddings").shape[0]
+    last = _input(spec, "extra_embeddings").shape[0]
     learned = ids[1].copy()
     learned[0, 2:5] = [-1, -last, -1]
     stored = [golden.keep("input_ids.1", ids[1]), golden.keep("input_ids.learned", learned)]
@@ -81,15 +81,24 @@ def prompt_cases(
 
 
 def unet_cases(
-    golden: Golden, spec: GraphSpec, states: NDArray[np.float32], architecture: Architecture
+    golden: Golden,
+    spec: GraphSpec,
+    states: NDArray[np.float32],
+    architecture: Architecture,
+    deep_scale: float = 1.0,
 ) -> list[GoldenCase]:
-    """Unit noise at the start, the middle and the end of the schedule, with real text states."""
+    """Unit noise at the start, the middle and the end of the schedule, with real text states.
+
+    A graph that takes features from another gets noise of their scale.
+    """
     text = _text_input(golden, spec, states)
     cases = []
     for seed, moment in enumerate(MOMENTS):
         timestep = 1 + int(moment * architecture.train_timesteps)
         stored = golden.keep(f"timestep.{timestep}", np.array([timestep], np.float32))
         inputs = _inputs(sample=Noise(seed), timestep=stored, encoder_hidden_states=text)
+        if any(tensor.name == "deep_features" for tensor in spec.inputs):
+            inputs["deep_features"] = Noise(len(MOMENTS) + seed, deep_scale)
         cases.append(GoldenCase(inputs, {}))
     return cases
 
@@ -114,9 +123,13 @@ def _inputs(**recipes: Noise | Stored) -> dict[str, Noise | Stored]:
     return recipes
 
 
+def _input(spec: GraphSpec, name: str) -> TensorSpec:
+    return next(tensor for tensor in spec.inputs if tensor.name == name)
+
+
 def _text_input(golden: Golden, spec: GraphSpec, states: NDArray[np.float32]) -> Stored | Noise:
     """The states of the first prompts in turn, as guidance stacks them; noise for long prompts."""
     rows = np.concatenate([states[i % len(states)][None] for i in range(spec.batch)])
-    if spec.variant != PLAIN or rows.nbytes > TEXT_BYTES:
+    if rows.shape != _input(spec, "encoder_hidden_states").shape or rows.nbytes > TEXT_BYTES:
         return Noise(len(PROMPTS), math.sqrt(float(np.mean(np.square(states)))))
     return golden.keep(f"encoder_hidden_states.b{spec.batch}", rows)

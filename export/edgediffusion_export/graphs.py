@@ -16,16 +16,19 @@ from typing import Any, Final
 import torch
 
 from edgediffusion.manifest import (
+    DEEP,
     PLAIN,
     PROMPT,
+    SHALLOW,
     DType,
     GraphSpec,
     Parity,
     Precision,
     TensorSpec,
-    chunks_variant,
+    variant_name,
 )
 from edgediffusion_export.architecture import Architecture, Size
+from edgediffusion_export.deepcache import denoise_deep, denoise_shallow
 
 UNPROVEN: Final = Parity(l2=float("inf"), max_abs=float("inf"), gate=0.0, cases=0)
 """Stands in a GraphSpec until the graph was measured."""
@@ -50,7 +53,7 @@ class Network:
     sized : whether there is a graph for each picture size.
     batched : whether there is a graph for each batch size that was asked for.
     chunked : whether there is a graph for each number of chunks of text.
-    other : further graphs of the same part and prefixes; their names are their variants'.
+    other : further graphs of the same part and prefixes; their names begin their variants'.
     """
 
     name: str
@@ -66,7 +69,8 @@ class Network:
 
     def of(self, variant: str) -> Network:
         """The description of a variant's graphs: another's, or this one."""
-        return next((other for other in self.other if other.name == variant), self)
+        kind = variant.split(".")[0]
+        return next((other for other in self.other if other.name == kind), self)
 
 
 def _encode_text(model: Any, input_ids: torch.Tensor) -> Any:
@@ -126,6 +130,15 @@ def _encode_moments(model: Any, sample: torch.Tensor) -> Any:
 
 _LATENTS: Final = ("batch", "channels", "latent_height", "latent_width")
 _PICTURE: Final = ("batch", "colours", "height", "width")
+_UNET_INPUTS: Final = (
+    Tensor("sample", _LATENTS),
+    Tensor("timestep", ("one",), "float32"),
+    Tensor("encoder_hidden_states", ("batch", "context", "features")),
+)
+_PREDICTION: Final = Tensor("out_sample", _LATENTS)
+_DEEP_FEATURES: Final = Tensor(
+    "deep_features", ("batch", "deep_channels", "latent_height", "latent_width")
+)
 
 NETWORKS: Final = (
     Network(
@@ -159,14 +172,30 @@ NETWORKS: Final = (
         name="unet",
         part="unet",
         call=_denoise,
-        inputs=(
-            Tensor("sample", _LATENTS),
-            Tensor("timestep", ("one",), "float32"),
-            Tensor("encoder_hidden_states", ("batch", "context", "features")),
-        ),
-        outputs=(Tensor("out_sample", _LATENTS),),
+        inputs=_UNET_INPUTS,
+        outputs=(_PREDICTION,),
         batched=True,
         chunked=True,
+        other=(
+            Network(
+                name=DEEP,
+                part="unet",
+                call=denoise_deep,
+                inputs=_UNET_INPUTS,
+                outputs=(_PREDICTION, _DEEP_FEATURES),
+                batched=True,
+                chunked=True,
+            ),
+            Network(
+                name=SHALLOW,
+                part="unet",
+                call=denoise_shallow,
+                inputs=(*_UNET_INPUTS, _DEEP_FEATURES),
+                outputs=(_PREDICTION,),
+                batched=True,
+                chunked=True,
+            ),
+        ),
     ),
     Network(
         name="vae_decoder",
@@ -222,15 +251,14 @@ def graph_specs(
 
     The plain ones come first: readers that know no variants take the first graph that fits.
     """
-    for count in range(1, (chunks if network.chunked else 1) + 1):
-        for size in sizes if network.sized else (None,):
-            for batch in batches if network.batched else (1,):
-                shapes = _dimensions(architecture, size or (0, 0), batch, count)
-                yield _spec(network, chunks_variant(count), size, batch, precision, shapes)
-    for other in network.other:
-        shapes = _dimensions(architecture, (0, 0), 1, 1)
-        named = replace(other, name=network.name)
-        yield _spec(named, other.name, None, 1, precision, shapes)
+    for kind in (network, *network.other):
+        named = replace(kind, name=network.name)
+        for count in range(1, (chunks if kind.chunked else 1) + 1):
+            variant = variant_name(PLAIN if kind is network else kind.name, count)
+            for size in sizes if kind.sized else (None,):
+                for batch in batches if kind.batched else (1,):
+                    shapes = _dimensions(architecture, size or (0, 0), batch, count)
+                    yield _spec(named, variant, size, batch, precision, shapes)
 
 
 def _spec(
@@ -267,6 +295,7 @@ def _dimensions(architecture: Architecture, size: Size, batch: int, chunks: int)
         "states": architecture.text_layers + 1,
         "features": architecture.width,
         "channels": architecture.channels,
+        "deep_channels": architecture.deep_channels,
         "moments": 2 * architecture.channels,
         "colours": 3,
         "height": height,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.manifest import GraphSpec, Precision
+from edgediffusion.manifest import DEEP, SHALLOW, GraphSpec, Precision
 from edgediffusion_export.architecture import check_size
 from edgediffusion_export.bundle import Staging
 from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
@@ -27,6 +28,7 @@ class Job:
 
     token_ids : the golden prompts as the text encoder gets them.
     embedding_scale : the root mean square of the text encoder's token embeddings.
+    deep_scale : the root mean square of the features that DeepCache keeps.
     text_states : the text encoder's states for them, which the UNet is measured with.
     latent_rgb : the fit for previews, once the VAE encoder was there.
     """
@@ -45,9 +47,12 @@ class Job:
         self.sizes = tuple(dict.fromkeys(options.sizes or (self.architecture.default_size,)))
         for size in self.sizes:
             check_size(size, self.architecture)
-        self.networks = tuple(n for n in NETWORKS if n.part in checkpoint.parts)
+        self.networks = tuple(
+            _wanted(network, options) for network in NETWORKS if network.part in checkpoint.parts
+        )
         self.token_ids: list[NDArray[np.int64]] = []
         self.embedding_scale = 0.0
+        self.deep_scale = 0.0
         self.text_states: NDArray[np.float32] = np.empty(0, np.float32)
         self.latent_rgb: tuple[tuple[float, float, float], ...] = ()
         self._progress = progress or (lambda what, done, total: None)
@@ -69,3 +74,11 @@ class Job:
         """Tell the caller what happens next."""
         self._progress(what, self._done, self._total)
         self._done += 1
+
+
+def _wanted(network: Network, options: ExportOptions) -> Network:
+    """Leave out the graphs that nobody asked for."""
+    if options.deepcache:
+        return network
+    kept = tuple(other for other in network.other if other.name not in (DEEP, SHALLOW))
+    return replace(network, other=kept)

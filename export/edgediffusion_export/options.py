@@ -26,6 +26,7 @@ class ExportOptions:
     sizes : pictures' (height, width); empty means the size that the UNet was trained at.
     batches : batch sizes of the UNet's graphs; 2 lets guidance run as one call.
     chunks : the longest prompt that the UNet gets graphs for, in chunks of the text encoder.
+    deepcache : add the graphs of the UNet that let requests take shallow steps.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
     steps, guidance, sampler : what a request means where it says nothing.
@@ -36,6 +37,7 @@ class ExportOptions:
     sizes: tuple[Size, ...] = ()
     batches: tuple[int, ...] = (1, 2)
     chunks: int = 1
+    deepcache: bool = False
     precision: str = "fp32"
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)

@@ -27,7 +27,8 @@ def reference(
     tensors: dict[str, Array],
 ) -> list[Outputs]:
     """Compute a graph's outputs with PyTorch in float32, from the inputs that the graph gets."""
-    return [_run(network, module, spec, golden_inputs(case, spec, tensors)) for case in cases]
+    inputs = (golden_inputs(case, spec, tensors) for case in cases)
+    return [run_module(network, module, spec, each) for each in inputs]
 
 
 def measure(
@@ -52,9 +53,10 @@ def measure(
     return Parity(l2=_rounded(worst), max_abs=_rounded(max_abs), gate=gate, cases=len(cases))
 
 
-def _run(
+def run_module(
     network: Network, module: torch.nn.Module, spec: GraphSpec, inputs: dict[str, Array]
 ) -> Outputs:
+    """Compute a graph's outputs for one set of inputs; raises CheckpointError for NaN."""
     arrays = [inputs[tensor.name] for tensor in spec.inputs]
     tensors = [torch.from_numpy(a) if a.dtype.kind == "i" else _float32(a) for a in arrays]
     with torch.no_grad():

@@ -2,76 +2,68 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.engine import Engine
-from edgediffusion.image import require_finite
+from edgediffusion.calls import Call
+from edgediffusion.manifest import SHALLOW
+from edgediffusion.unet import Unet
 
 Float = NDArray[np.float32]
+FEATURES = "deep_features"
 
 
 @dataclass
 class Denoiser:
     """Predict with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-    unet : the graph, of batch 2 to run both halves of the guidance as one call, or of batch 1.
-    context : text states, one row for the prompt, before it one for the negative prompt when
-        guidance is wanted; shape (1 or 2, length, width).
+    unets : the UNet by kind of graph, one for each kind that ``calls`` names.
+    calls : what each call of this object runs, in order.
+    context : text states, one row for the prompt, before it one for the negative prompt where a
+        call is guided; shape (1 or 2, length, width), in the dtype of the graphs.
     guidance : scale of the step from the negative to the positive prediction.
     rescale : 0 to 1, how far the guided prediction takes the positive one's standard deviation
         (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
     engine_ms : milliseconds spent inside the engine, one entry for each call of this object.
     """
 
-    unet: Engine
-    context: Float
+    unets: Mapping[str, Unet]
+    calls: Sequence[Call]
+    context: NDArray[np.generic]
     guidance: float
     rescale: float = 0.0
     engine_ms: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        inputs = {tensor.name: tensor for tensor in self.unet.spec.inputs}
-        self._batch = self.unet.spec.batch
-        self._context = self.context.astype(inputs["encoder_hidden_states"].dtype)
-        self._sample = np.empty(inputs["sample"].shape, inputs["sample"].dtype)
-        self._timestep = np.empty(inputs["timestep"].shape, inputs["timestep"].dtype)
+    _features: dict[int, NDArray[np.generic]] = field(default_factory=dict)
 
     def __call__(self, sample: Float, timestep: float) -> Float:
         """Return the guided raw prediction for (batch, channels, h, w), image by image."""
-        self._timestep.fill(timestep)
-        before = len(self.engine_ms)
-        guided = [self._guided(image) for image in sample]
-        self.engine_ms[before:] = [sum(self.engine_ms[before:])]
-        return np.stack(guided)
+        call = self.calls[len(self.engine_ms)]
+        before = self._spent()
+        predicted = [self._image(i, image, timestep, call) for i, image in enumerate(sample)]
+        self.engine_ms.append(self._spent() - before)
+        return np.stack(predicted)
 
-    def _guided(self, image: Float) -> Float:
-        if len(self._context) == 1:
-            alone: Float = self._predict(image, self._context)[0]
-            return alone
-        if self._batch == 2:
-            negative, positive = self._predict(image, self._context)
-        else:
-            (negative,), (positive,) = (
-                self._predict(image, row[np.newaxis]) for row in self._context
-            )
+    def _image(self, index: int, image: Float, timestep: float, call: Call) -> Float:
+        """Predict for image ``index`` of the batch, which has deep features of its own."""
+        rows = {"encoder_hidden_states": self.context if call.guided else self.context[-1:]}
+        if call.kind == SHALLOW:
+            kept = self._features[index]
+            rows[FEATURES] = kept if call.guided else kept[-1:]
+        outputs = self.unets[call.kind](image, timestep, **rows)
+        if FEATURES in outputs:
+            self._features[index] = outputs[FEATURES]
+        predicted: Float = outputs["out_sample"].astype(np.float32, copy=False)
+        return self._guide(*predicted) if call.guided else predicted[0]
+
+    def _guide(self, negative: Float, positive: Float) -> Float:
         guided: Float = negative + np.float32(self.guidance) * (positive - negative)
         if self.rescale:
             spread = float(positive.std(ddof=1)) / float(guided.std(ddof=1))
             guided *= np.float32(self.rescale * spread + 1 - self.rescale)
         return guided
 
-    def _predict(self, image: Float, context: NDArray[Any]) -> Float:
-        self._sample[:] = image
-        start = time.perf_counter_ns()
-        outputs = self.unet(
-            sample=self._sample, timestep=self._timestep, encoder_hidden_states=context
-        )
-        self.engine_ms.append((time.perf_counter_ns() - start) / 1e6)
-        prediction: Float = outputs["out_sample"].astype(np.float32, copy=False)
-        require_finite(prediction, "unet", f"at timestep {self._timestep[0]:g}")
-        return prediction
+    def _spent(self) -> float:
+        return sum(unet.spent_ms for unet in self.unets.values())

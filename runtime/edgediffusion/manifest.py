@@ -22,6 +22,10 @@ MANIFEST_NAME: Final = "manifest.json"
 PLAIN: Final = "plain"
 PROMPT: Final = "prompt"
 """The text encoder's graph that takes embeddings from outside and gives every layer's states."""
+DEEP: Final = "deep"
+"""The UNet's graph that gives out, beside the prediction, the features before its last layer."""
+SHALLOW: Final = "shallow"
+"""The UNet's graph that takes such features in place of the work that leads to them."""
 GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2}
 """Largest L2 error of an output over the L2 norm of its reference, by arithmetic class."""
 
@@ -79,7 +83,8 @@ class GraphSpec(msgspec.Struct, frozen=True):
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
-    ``prompt``, and the UNet's ``chunks-2`` and so on, which take longer prompts.
+    ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
+    on, or ``deep.chunks-2``.
     """
 
     file: str
@@ -198,9 +203,11 @@ class Manifest(msgspec.Struct, frozen=True):
         return tuple(sorted({g.size for g in self.components["unet"].graphs if g.size}))
 
 
-def chunks_variant(chunks: int) -> str:
-    """The variant of the UNet's graphs for prompts of that many chunks of the text encoder."""
-    return PLAIN if chunks == 1 else f"chunks-{chunks}"
+def variant_name(kind: str = PLAIN, chunks: int = 1) -> str:
+    """The variant of graphs of a kind for prompts of that many chunks of the text encoder."""
+    parts = [] if kind == PLAIN else [kind]
+    parts += [] if chunks == 1 else [f"chunks-{chunks}"]
+    return ".".join(parts) or PLAIN
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from edgediffusion._version import __version__
 from edgediffusion.bundle import Bundle
+from edgediffusion.calls import EVERYWHERE, plan_calls
 from edgediffusion.conditioning import LongPrompts, Prompt, Syntax
 from edgediffusion.denoiser import Denoiser
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
 from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
-from edgediffusion.manifest import PLAIN, LatentSpec, chunks_variant
+from edgediffusion.manifest import PLAIN, LatentSpec, variant_name
 from edgediffusion.noise import noise_source
 from edgediffusion.options import read_config
 from edgediffusion.picture import save_png
@@ -31,6 +32,7 @@ from edgediffusion.schedule import Schedule, schedule_from_config
 from edgediffusion.text_encoder import TextEncoder, check_clip_skip
 from edgediffusion.textual_inversion import TextualInversion, recipe_entry
 from edgediffusion.timing import Stopwatch, Timings
+from edgediffusion.unet import Unet
 
 Float = NDArray[np.float32]
 
@@ -266,10 +268,11 @@ class Pipeline:
             self._cancelled.clear()
             watch = Stopwatch()
             states, truncated = self._encode(plan, watch)
-            denoiser = self._denoiser(plan, states, watch)
+            denoiser = self._denoiser(plan, schedule, states, watch)
             noise = noise_source(plan.seeds, plan.noise_layout, plan.noise)
             latent = self.bundle.manifest.latent
-            shape = (len(plan.seeds), *denoiser.unet.spec.outputs[0].shape[1:])
+            sides = (side // latent.downsampling for side in plan.size)
+            shape = (len(plan.seeds), latent.channels, *sides)
             steps = trajectory(schedule, denoiser, noise(shape), rng=noise)
             for state in watch.each(steps):
                 self._check_cancelled()
@@ -321,9 +324,9 @@ class Pipeline:
 
     def _check_chunks(self, chunks: int, prompts: dict[str, Prompt]) -> None:
         variants = self.bundle.variants("unet")
-        if chunks_variant(chunks) in variants:
+        if variant_name(chunks=chunks) in variants:
             return
-        most = max(n for n in range(1, chunks) if chunks_variant(n) in variants)
+        most = max(n for n in range(1, chunks) if variant_name(chunks=n) in variants)
         longest = max(prompts, key=lambda name: len(prompts[name].chunks))
         raise RequestError(
             f"the {longest} takes {chunks} chunks of the text encoder, bundle "
@@ -331,18 +334,36 @@ class Pipeline:
             f"long_prompts='truncate', or export again with --chunks {chunks}"
         )
 
-    def _denoiser(self, plan: Plan, states: Float, watch: Stopwatch) -> Denoiser:
-        variant = chunks_variant(states.shape[1] // self.bundle.manifest.tokenizer.length)
+    def _denoiser(
+        self, plan: Plan, schedule: Schedule, states: Float, watch: Stopwatch
+    ) -> Denoiser:
+        levels = [row.level for row in schedule.rows]
+        calls = plan_calls(levels, plan.savings, guided=len(states) == 2)
+        chunks = states.shape[1] // self.bundle.manifest.tokenizer.length
+        unets = {}
+        for kind in dict.fromkeys(call.kind for call in calls):
+            variant = variant_name(kind, chunks)
+            rows = {2 if call.guided else 1 for call in calls if call.kind == kind}
+            unets[kind] = Unet(
+                {
+                    batch: self.engine("unet", batch, plan.size, watch, variant)
+                    for batch in self._unet_batches(rows, plan, variant)
+                }
+            )
+        return Denoiser(unets, calls, states, plan.guidance, plan.guidance_rescale)
+
+    def _unet_batches(self, rows: set[int], plan: Plan, variant: str) -> set[int]:
+        """Choose graphs for calls of these many rows: two rows go through batch 1 if need be."""
         batches = self.bundle.batches("unet", plan.size, variant)
-        batch = len(states) if len(states) in batches else 1
-        if batch not in batches:
+        chosen = {count if count in batches else 1 for count in rows}
+        if not chosen <= batches:
             raise RequestError(
                 f"bundle {self.bundle.manifest.name} has UNet graphs of batch "
-                f"{', '.join(map(str, sorted(batches)))} only, guidance {plan.guidance} needs "
-                "batch 1: raise guidance above 1, or export again with --batch 1"
+                f"{', '.join(map(str, sorted(batches)))} only, a step without guidance needs "
+                "batch 1: raise guidance above 1 and leave guidance_interval out, or export again "
+                "with --batch 1"
             )
-        unet = self.engine("unet", batch, plan.size, watch, variant)
-        return Denoiser(unet, states, plan.guidance, plan.guidance_rescale)
+        return chosen
 
     def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
         engine = self.engine(plan.decoder, 1, plan.size, watch)
@@ -387,6 +408,7 @@ class Pipeline:
 
 
 def _filled_in(plan: Plan, schedule: Schedule) -> Request:
+    interval = plan.savings.guidance_interval
     return Request(
         prompt=plan.prompt,
         negative=plan.negative,
@@ -400,6 +422,9 @@ def _filled_in(plan: Plan, schedule: Schedule) -> Request:
         decoder="full" if plan.decoder == "vae_decoder" else "tiny",
         eta=plan.eta,
         guidance_rescale=plan.guidance_rescale,
+        guidance_interval=None if interval == EVERYWHERE else interval,
+        deepcache_interval=plan.savings.deepcache_interval,
+        deepcache_start=plan.savings.deepcache_start,
         noise=plan.noise,
         noise_layout=plan.noise_layout,
         prompt_syntax=plan.prompt_options.syntax,

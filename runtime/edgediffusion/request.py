@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from edgediffusion.bundle import Bundle, say_size
+from edgediffusion.calls import EVERYWHERE, Savings
 from edgediffusion.conditioning import LongPrompts, PromptOptions, Syntax
 from edgediffusion.errors import RequestError, choices
+from edgediffusion.manifest import DEEP
 from edgediffusion.noise import NoiseKind, NoiseLayout
 from edgediffusion.samplers import SAMPLERS
 from edgediffusion.text_encoder import check_clip_skip, require_prompt_graph
@@ -40,6 +42,11 @@ class Request:
     eta : share of fresh noise at each step, 0 to 1, of the samplers ddim and tcd.
     guidance_rescale : 0 to 1: how far guidance keeps the prediction's spread (Lin et al. 2023,
         arXiv:2305.08891, section 3.4), against oversaturated pictures.
+    guidance_interval : noise levels sigma / alpha between which guidance takes part, the upper one
+        included; elsewhere a step runs the prompt alone, at about half the time.
+    deepcache_interval : every so many calls of the UNet run all of it, those between its two ends
+        only; 1 runs all of it always. Needs a bundle exported with ``--deepcache``.
+    deepcache_start : calls at the beginning that all run the whole UNet.
     batch : number of pictures. Image i equals the single picture of its seed.
     size : (height, width) in pixels, one of the bundle's.
     decoder : ``full`` or ``tiny``, the small fast decoder where the bundle has one.
@@ -65,6 +72,9 @@ class Request:
     schedule: str | None = None
     eta: float | None = None
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    deepcache_interval: int = 1
+    deepcache_start: int = 0
     batch: int = 1
     size: tuple[int, int] | None = None
     decoder: Literal["full", "tiny"] = "full"
@@ -90,6 +100,7 @@ class Plan:
     schedule: str | None
     eta: float | None
     guidance_rescale: float
+    savings: Savings
     size: tuple[int, int]
     decoder: str
     noise: NoiseKind
@@ -132,6 +143,7 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         schedule=request.schedule,
         eta=request.eta,
         guidance_rescale=float(request.guidance_rescale),
+        savings=_savings(request, bundle),
         size=_size(request.size, bundle),
         decoder=_decoder(request.decoder, bundle),
         noise=request.noise,
@@ -169,6 +181,9 @@ def request_from_recipe(recipe: dict[str, Any]) -> Request:
     chosen = {name: value for name, value in recipe.items() if name in known}
     if isinstance(chosen.get("size"), list):
         chosen["size"] = tuple(chosen["size"])
+    if isinstance(chosen.get("guidance_interval"), list):
+        low, high = chosen["guidance_interval"]  # JSON has no infinity: null
+        chosen["guidance_interval"] = (low, math.inf if high is None else high)
     chosen["embeddings"] = tuple(map(embedding_from_recipe, chosen.get("embeddings", ())))
     return Request(**chosen)
 
@@ -193,6 +208,35 @@ def _check_share(name: str, value: object) -> None:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise RequestError(f"unknown {name} {value!r}: {choices(str(value), known)}")
+
+
+def _savings(request: Request, bundle: Bundle) -> Savings:
+    _check_count("deepcache_interval", request.deepcache_interval, MAX_STEPS)
+    start = request.deepcache_start
+    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+        raise RequestError(f"deepcache_start must be a whole number of at least 0, got {start!r}")
+    if request.deepcache_interval > 1 and DEEP not in bundle.variants("unet"):
+        raise RequestError(
+            f"bundle {bundle.manifest.name} has no graphs for deepcache_interval "
+            f"{request.deepcache_interval}: leave it at 1, or export again with --deepcache"
+        )
+    return Savings(
+        guidance_interval=_interval(request.guidance_interval),
+        deepcache_interval=request.deepcache_interval,
+        deepcache_start=start,
+    )
+
+
+def _interval(interval: Sequence[float] | None) -> tuple[float, float]:
+    if interval is None:
+        return EVERYWHERE
+    numbers = isinstance(interval, Sequence) and all(isinstance(n, int | float) for n in interval)
+    if not numbers or len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise RequestError(
+            "guidance_interval must be two noise levels sigma / alpha, the lower one first and at "
+            f"least 0, got {interval!r}"
+        )
+    return float(interval[0]), float(interval[1])
 
 
 def _seeds(request: Request) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgediffusion.manifest import GraphSpec, Precision
@@ -10,7 +12,10 @@ SIZES = [(512, 512), (512, 768)]
 
 
 def specs(name: str, precision: Precision = "fp32") -> list[GraphSpec]:
+    """The graphs of a component; of the UNet, those that every export makes."""
     network = next(network for network in NETWORKS if network.name == name)
+    if name == "unet":
+        network = replace(network, other=())
     return list(graph_specs(network, architecture(), SIZES, [1, 2], precision))
 
 
@@ -57,6 +62,7 @@ def test_a_text_encoder_has_a_graph_for_more_than_plain_prompts() -> None:
 
 def test_longer_prompts_get_graphs_of_their_own_behind_the_plain_ones() -> None:
     network = next(network for network in NETWORKS if network.name == "unet")
+    network = replace(network, other=())
     found = list(graph_specs(network, architecture(), SIZES[:1], [1, 2], "fp32", chunks=3))
     assert [(spec.file, spec.variant) for spec in found] == [
         ("unet/512x512.b1.onnx", "plain"),
@@ -100,3 +106,22 @@ def test_half_graphs_take_whole_timesteps() -> None:
     dtypes = {name: dtype for name, (dtype, _) in signature(specs("unet", "fp16")[0]).items()}
     assert dtypes.pop("timestep") == "float32"
     assert set(dtypes.values()) == {"float16"}
+
+
+def test_deepcache_gives_the_unet_a_deep_and_a_shallow_graph() -> None:
+    network = next(network for network in NETWORKS if network.name == "unet")
+    found = list(graph_specs(network, architecture(), SIZES[:1], [2], "fp16", chunks=2))
+    assert [(spec.file, spec.variant) for spec in found] == [
+        ("unet/512x512.b2.onnx", "plain"),
+        ("unet/512x512.b2.chunks-2.onnx", "chunks-2"),
+        ("unet/512x512.b2.deep.onnx", "deep"),
+        ("unet/512x512.b2.deep.chunks-2.onnx", "deep.chunks-2"),
+        ("unet/512x512.b2.shallow.onnx", "shallow"),
+        ("unet/512x512.b2.shallow.chunks-2.onnx", "shallow.chunks-2"),
+    ]
+    plain, deep, shallow = (signature(spec) for spec in found[::2])
+    features = {"deep_features": ("float16", (2, 320, 64, 64))}
+    assert deep == shallow == plain | features
+    assert [t.name for t in found[2].outputs] == ["out_sample", "deep_features"]
+    assert [t.name for t in found[4].inputs][-1] == "deep_features"
+    assert all(network.of(spec.variant).name in ("unet", "deep", "shallow") for spec in found)

@@ -98,3 +98,35 @@ def test_none_means_the_bundles_own_default(demo: Path) -> None:
     assert plan.steps == bundle.manifest.defaults.steps
     assert plan.guidance == bundle.manifest.defaults.guidance
     assert plan.size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"deepcache_interval": 0}, "deepcache_interval must be a whole number from 1 to 1000"),
+        ({"deepcache_interval": 2.0}, r"deepcache_interval must be .* got 2\.0"),
+        ({"deepcache_start": -1}, "deepcache_start must be a whole number of at least 0, got -1"),
+        ({"guidance_interval": (2, 1)}, r"guidance_interval must be two noise levels .* \(2, 1\)"),
+        ({"guidance_interval": (-1, 1)}, "the lower one first and at least 0"),
+        ({"guidance_interval": (1,)}, "guidance_interval must be two noise levels"),
+        ({"guidance_interval": "ab"}, "guidance_interval must be two noise levels"),
+        ({"guidance_interval": 3}, "guidance_interval must be two noise levels"),
+        ({"guidance_interval": (float("nan"), 1)}, "guidance_interval must be two noise levels"),
+    ],
+)
+def test_savings_out_of_range_are_refused(demo: Path, asked: Any, message: str) -> None:
+    with pytest.raises(ed.RequestError, match=message):
+        plan_request(ed.Request(**asked), ed.Bundle.open(demo))
+
+
+def test_a_bundle_without_graphs_for_deepcache_names_the_fix(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ed.Bundle, "variants", lambda *_: {"plain"})
+    with pytest.raises(ed.RequestError, match="leave it at 1, or export again with --deepcache"):
+        plan_request(ed.Request(deepcache_interval=3), ed.Bundle.open(demo))
+
+
+def test_a_recipe_says_infinity_by_null() -> None:
+    interval = request_from_recipe({"guidance_interval": [0.5, None]}).guidance_interval
+    assert interval == (0.5, float("inf"))
