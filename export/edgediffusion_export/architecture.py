@@ -98,6 +98,16 @@ def check_size(size: Size, architecture: Architecture) -> None:
     )
 
 
+def check_tiles(size: Size, tiles: int, architecture: Architecture) -> None:
+    """Raise RequestError unless the latents of a picture can be cut into that many tiles a side."""
+    sides = tuple(side // architecture.downsampling for side in size)
+    if any(side % tiles for side in sides):
+        raise RequestError(
+            f"attention tiles: a picture of {size[0]}x{size[1]} has {sides[0]}x{sides[1]} latents, "
+            f"which cannot be cut into {tiles} tiles a side; use 2, or a size that divides"
+        )
+
+
 def _check_present(configs: Mapping[str, Config]) -> None:
     """Refuse configurations that lack a number, or hold something else in its place."""
     for part, fields in NEEDED.items():

@@ -45,6 +45,10 @@ def export(
     deepcache: Annotated[
         bool, typer.Option("--deepcache", help="Add UNet graphs for cheaper steps (DeepCache).")
     ] = False,
+    attention_tiles: Annotated[
+        int,
+        typer.Option(help="Tiles a side for the UNet's largest self-attention: faster, inexact."),
+    ] = 1,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
@@ -71,6 +75,7 @@ def export(
         batches=tuple(batch or (1, 2)),
         chunks=chunks,
         deepcache=deepcache,
+        attention_tiles=attention_tiles,
         precision=precision,
         store=store,
         targets=tuple(target or ("cpu",)),

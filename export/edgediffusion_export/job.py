@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.manifest import DEEP, SHALLOW, GraphSpec, Precision
-from edgediffusion_export.architecture import check_size
+from edgediffusion_export.architecture import check_size, check_tiles
 from edgediffusion_export.bundle import Staging
 from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
 from edgediffusion_export.options import ExportOptions
 from edgediffusion_export.source import Checkpoint
+from edgediffusion_export.tiling import tiled
 
 Progress = Callable[[str, int, int], None]
 """Hears what is done next, how many steps are done, and how many there are."""
@@ -47,6 +48,7 @@ class Job:
         self.sizes = tuple(dict.fromkeys(options.sizes or (self.architecture.default_size,)))
         for size in self.sizes:
             check_size(size, self.architecture)
+            check_tiles(size, options.attention_tiles, self.architecture)
         self.networks = tuple(
             _wanted(network, options) for network in NETWORKS if network.part in checkpoint.parts
         )
@@ -77,8 +79,11 @@ class Job:
 
 
 def _wanted(network: Network, options: ExportOptions) -> Network:
-    """Leave out the graphs that nobody asked for."""
-    if options.deepcache:
+    """Leave out the graphs that nobody asked for, and cut the UNet's attention into tiles."""
+    if not options.deepcache:
+        kept = tuple(other for other in network.other if other.name not in (DEEP, SHALLOW))
+        network = replace(network, other=kept)
+    if network.name != "unet" or options.attention_tiles == 1:
         return network
-    kept = tuple(other for other in network.other if other.name not in (DEEP, SHALLOW))
-    return replace(network, other=kept)
+    kinds = [replace(n, call=tiled(n.call, options.attention_tiles)) for n in network.other]
+    return replace(network, call=tiled(network.call, options.attention_tiles), other=tuple(kinds))

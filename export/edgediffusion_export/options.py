@@ -15,6 +15,7 @@ STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu",)
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
+MAX_TILES: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class ExportOptions:
     batches : batch sizes of the UNet's graphs; 2 lets guidance run as one call.
     chunks : the longest prompt that the UNet gets graphs for, in chunks of the text encoder.
     deepcache : add the graphs of the UNet that let requests take shallow steps.
+    attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
+        the checkpoint's own attention.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
     steps, guidance, sampler : what a request means where it says nothing.
@@ -38,6 +41,7 @@ class ExportOptions:
     batches: tuple[int, ...] = (1, 2)
     chunks: int = 1
     deepcache: bool = False
+    attention_tiles: int = 1
     precision: str = "fp32"
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)
@@ -70,6 +74,10 @@ class ExportOptions:
             )
         if not 1 <= self.chunks <= MAX_CHUNKS:
             raise RequestError(f"chunks must be from 1 to {MAX_CHUNKS}, got {self.chunks}")
+        if not 1 <= self.attention_tiles <= MAX_TILES:
+            raise RequestError(
+                f"attention tiles must be from 1 to {MAX_TILES} a side, got {self.attention_tiles}"
+            )
         if self.steps < 1:
             raise RequestError(f"steps must be at least 1, got {self.steps}")
         if self.sampler is not None and self.sampler not in NAMES:

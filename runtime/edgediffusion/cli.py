@@ -81,6 +81,15 @@ def generate(
     batch: Annotated[int, typer.Option(help="Number of pictures; seeds count up.")] = 1,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, one of the bundle's.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle has one.")] = "full",
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="LOW:HIGH noise levels with guidance, like 0.3:inf.")
+    ] = None,
+    deepcache: Annotated[
+        int, typer.Option(help="Run all of the UNet every so many steps only.")
+    ] = 1,
+    deepcache_start: Annotated[
+        int, typer.Option(help="Steps at the beginning that all run all of it.")
+    ] = 0,
     prompt_syntax: SyntaxOption = "plain",
     long_prompts: LongOption = "truncate",
     clip_skip: SkipOption = None,
@@ -105,6 +114,9 @@ def generate(
         batch=batch,
         size=parse_size(size) if size else None,
         decoder=_decoder(decoder),
+        guidance_interval=_noise_levels(guidance_interval),
+        deepcache_interval=deepcache,
+        deepcache_start=deepcache_start,
         prompt_syntax=prompt_syntax,  # type: ignore[arg-type]
         long_prompts=long_prompts,  # type: ignore[arg-type]
         clip_skip=clip_skip,
@@ -324,6 +336,18 @@ def _targets(output: Path, batch: int) -> list[Path]:
     if batch <= 1:
         return [output]
     return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(batch)]
+
+
+def _noise_levels(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise RequestError(
+            f"guidance interval {text!r} is not LOW:HIGH in noise levels, like 0.3:inf"
+        ) from None
+    return low, high
 
 
 def _decoder(text: str) -> Literal["full", "tiny"]:

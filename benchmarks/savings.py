@@ -1,0 +1,115 @@
+"""What each way to save time costs in quality, on the demo: right pictures, PSNR, time.
+
+    edgediffusion export models/shapes/checkpoint -o DIR --size 128x128 --deepcache
+    python benchmarks/savings.py DIR --json benchmarks/results/MACHINE/savings.json
+
+Every held-out caption is made in every way from the same seed, one way after the other, so times
+compare within a caption. models/shapes/judge.py says which pictures are wholly right; PSNR is to
+the picture that the same steps make with nothing left out. A run that was broken off goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+
+# Run as a script, the repository's root is not on the path; the demo's scripts import each other.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "shapes"))
+
+import edgediffusion as ed
+from benchmarks.full_size import psnr
+from edgediffusion.files import write_atomically
+from edgediffusion.machine import machine_facts
+
+SCHEMA: Final = "edgediffusion-savings/1"
+ALL: Final = "nothing left out"
+WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
+    ALL: {},
+    "guidance up to noise 5": {"guidance_interval": (0.0, 5.0)},
+    "guidance above noise 0.3": {"guidance_interval": (0.3, float("inf"))},
+    "guidance above noise 1": {"guidance_interval": (1.0, float("inf"))},
+    "deepcache 2": {"deepcache_interval": 2},
+    "deepcache 3": {"deepcache_interval": 3},
+    "deepcache 3 after 4 steps": {"deepcache_interval": 3, "deepcache_start": 4},
+    "deepcache 5": {"deepcache_interval": 5},
+    "tiny decoder": {"decoder": "tiny"},
+    "12 steps": {"steps": 12},
+    "8 steps": {"steps": 8},
+}
+SAVE_EVERY: Final = 25
+
+console = Console(stderr=True)
+
+
+def main(
+    bundle: str,
+    out: Annotated[Path, typer.Option("--json")] = Path("savings.json"),
+    number: int = 1000,
+) -> None:
+    """Fill the table, caption by caption."""
+    from sampling import draw_captions
+
+    with ed.Pipeline.open(bundle, device="cpu") as pipe:
+        report = begin(out, pipe.bundle)
+        captions = draw_captions(number, held_out=True)
+        done = len(report["ways"][ALL]["ms"])
+        for seed in track(range(done, number), "captions", console=console):
+            add(report, pipe, captions[seed], seed)
+            if seed % SAVE_EVERY == SAVE_EVERY - 1 or seed == number - 1:
+                write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")
+
+
+def difference(right: list[bool], base: list[bool]) -> tuple[float, float, float]:
+    """How much larger the share of right pictures is, with its 95 % interval.
+
+    The captions and seeds are the same, so the bootstrap (seeded) draws pairs.
+    """
+    pairs = np.asarray(right, float) - np.asarray(base, float)
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(4000, len(pairs)))
+    low, high = np.quantile(pairs[drawn].mean(axis=1), (0.025, 0.975))
+    return float(pairs.mean()), float(low), float(high)
+
+
+def begin(out: Path, bundle: ed.Bundle) -> dict[str, Any]:
+    """The report so far where it is of this bundle and these ways, else an empty one."""
+    options = {name: {k: str(v) for k, v in way.items()} for name, way in WAYS.items()}
+    facts = {"schema": SCHEMA, "bundle_sha256": bundle.sha256, "options": options}
+    if out.exists():
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        if found.items() >= facts.items():
+            return found
+    ways: dict[str, Any] = {name: {"ms": [], "right": [], "psnr_db": []} for name in WAYS}
+    return {**facts, "machine": machine_facts(), "ways": ways}
+
+
+def add(report: dict[str, Any], pipe: ed.Pipeline, caption: Any, seed: int) -> None:
+    """Make one caption in every way. The first of all runs is done twice: it loads the graphs."""
+    from judge import judge
+
+    whole = None
+    for name, way in WAYS.items():
+        request = ed.Request(**({"prompt": str(caption), "seed": seed, "steps": 20} | way))
+        if not report["ways"][name]["ms"]:
+            pipe.generate(request)
+        result = pipe.generate(request)
+        picture = result.images[0]
+        whole = picture if whole is None else whole
+        found = report["ways"][name]
+        found["ms"].append(round(result.timings.total, 3))
+        found["right"].append(all(judge(picture, caption).values()))
+        error = psnr(picture, whole)
+        found["psnr_db"].append(round(error, 2) if np.isfinite(error) else None)
+
+
+if __name__ == "__main__":
+    typer.run(main)
