@@ -32,6 +32,7 @@ PAGES: Final = tuple(
         "models/README.md",
         "models/shapes/README.md",
         "docs/samplers.md",
+        "docs/speed.md",
     )
 )
 
