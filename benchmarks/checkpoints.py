@@ -58,13 +58,13 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A whole pipeline: its networks by folder name, its scheduler and its tokenizers."""
+    """A whole pipeline: its networks by folder name, its scheduler, its tokenizers' padding."""
 
     pipeline: str
     version: str  # of diffusers, for model_index.json
     models: Mapping[str, Model]
     scheduler: Config
-    tokenizers: Sequence[str] = ("tokenizer",)
+    tokenizers: Mapping[str, str] = field(default_factory=lambda: {"tokenizer": END_OF_TEXT})
     extra: Config = field(default_factory=dict)  # further entries of model_index.json
 
 
@@ -83,6 +83,8 @@ GAINS: Final[Sequence[tuple[str, float]]] = (
     (r"time_embedding\.linear_1\.", 1.41),
     (r"time_embedding\.linear_2\.", AFTER_SILU),
     (r"time_emb_proj\.", 1.5 * AFTER_SILU),
+    # SDXL adds an embedding of the pooled text and the picture's size to the timestep's.
+    (r"add_embedding\.linear_2\.", 0.5 * AFTER_SILU),
     # A picture of standard deviation 0.4: well inside [-1, 1], far from flat.
     (r"^decoder\.conv_out\.", 0.4 * AFTER_SILU),
     # The UNet's own part of its prediction; the rest is an echo of its input (echo_the_sample).
@@ -235,8 +237,8 @@ def build_vocabulary(merges: Merges, size: int | None = None) -> dict[str, int]:
     return {token: i for i, token in enumerate([*tokens, START_OF_TEXT, END_OF_TEXT])}
 
 
-def special_tokens() -> dict[str, Any]:
-    """Describe the special tokens as SD 1.5's files do."""
+def special_tokens(padding: str = END_OF_TEXT) -> dict[str, Any]:
+    """Describe the special tokens as SD 1.5's files do, or with "!" for padding as SD 2.1's do."""
 
     def token(content: str) -> dict[str, Any]:
         flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
@@ -245,14 +247,16 @@ def special_tokens() -> dict[str, Any]:
     return {
         "bos_token": token(START_OF_TEXT),
         "eos_token": token(END_OF_TEXT),
-        "pad_token": END_OF_TEXT,
+        "pad_token": padding,
         "unk_token": token(END_OF_TEXT),
     }
 
 
-def write_tokenizer(folder: Path, merges: Merges, size: int | None = None) -> None:
+def write_tokenizer(
+    folder: Path, merges: Merges, size: int | None = None, padding: str = END_OF_TEXT
+) -> None:
     """Write the four files of a CLIP tokenizer, without tokenizer.json, like most checkpoints."""
-    specials = special_tokens()
+    specials = special_tokens(padding)
     config = {
         "add_prefix_space": False,
         "do_lower_case": True,
@@ -347,6 +351,6 @@ def write_checkpoint(
             save_weights(folder / name / model.weights_file, weights)
             del weights
         write_json(folder / "scheduler" / "scheduler_config.json", architecture.scheduler)
-        for name in architecture.tokenizers:
-            write_tokenizer(folder / name, merges, vocabulary_size)
+        for name, padding in architecture.tokenizers.items():
+            write_tokenizer(folder / name, merges, vocabulary_size, padding)
         write_json(folder / "model_index.json", model_index(architecture))

@@ -22,7 +22,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
+# Run as a script, the repository's root is not on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import edgediffusion as ed
+from benchmarks.sameness import psnr_db
 from edgediffusion.golden import relative_l2
 from edgediffusion.machine import machine_facts
 
@@ -114,15 +118,9 @@ def compare(ours: Path, theirs: Path) -> dict[str, float]:
         return {
             "steps": STEPS,
             "latents_l2": relative_l2(got["latents"], want["latents"]),
-            "psnr_db": psnr(got["picture"], want["picture"]),
+            "psnr_db": psnr_db(got["picture"], want["picture"]),
             "picture_std": float(want["picture"].std()),
         }
-
-
-def psnr(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 255], in dB; infinite where they are equal."""
-    error = float(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def run(*command: str | Path) -> Stage:

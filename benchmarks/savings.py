@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "shapes"))
 
 import edgediffusion as ed
-from benchmarks.full_size import psnr
+from benchmarks.sameness import psnr_db
 from edgediffusion.files import write_atomically
 from edgediffusion.machine import machine_facts
 
@@ -107,7 +107,7 @@ def add(report: dict[str, Any], pipe: ed.Pipeline, caption: Any, seed: int) -> N
         found = report["ways"][name]
         found["ms"].append(round(result.timings.total, 3))
         found["right"].append(all(judge(picture, caption).values()))
-        error = psnr(picture, whole)
+        error = psnr_db(picture, whole)
         found["psnr_db"].append(round(error, 2) if np.isfinite(error) else None)
 
 

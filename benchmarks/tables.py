@@ -19,7 +19,10 @@ from typing import Any, Final
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.paired import estimate, ratios
+from benchmarks.reports import markdown as table
+from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
 from edgediffusion.timing import summarize
 
@@ -33,6 +36,8 @@ PAGES: Final = tuple(
         "models/shapes/README.md",
         "docs/samplers.md",
         "docs/speed.md",
+        "docs/devices.md",
+        "docs/benchmarks.md",
     )
 )
 
@@ -40,12 +45,6 @@ PAGES: Final = tuple(
 def read(path: Path) -> Any:
     """Read a results file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Lay out a Markdown table, numbers to the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
 def latency() -> str:
@@ -212,6 +211,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_parity": sampler_parity,
     "sampler_quality": sampler_quality,
     "savings": savings,
+    "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
+    "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
+    "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 
 

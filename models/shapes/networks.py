@@ -21,11 +21,13 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from scenes import COLOURS, RELATIONS, SHAPES, SIZES
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENS: Final = 77
+TEXT_PREFIX: Final = "text_model."
 WORDS: Final = sorted(
     {"a", "an", "and", "on", "background", *SHAPES, *COLOURS, *SIZES, *" ".join(RELATIONS).split()}
 )
@@ -214,11 +216,24 @@ def save_checkpoint(
         requires_safety_checker=False,
     )
     pipe.save_pretrained(new, safe_serialization=True)
+    publish_names(new / "text_encoder" / "model.safetensors")
     _half(tiny).save_pretrained(new / "vae_tiny", safe_serialization=True)
     new.chmod(0o755)
     for file in new.rglob("*.*"):
         file.chmod(0o644)
     swap(new, target)
+
+
+def publish_names(file: Path) -> None:
+    """Put back the prefix of the text encoder's tensors, as in every published checkpoint.
+
+    transformers 5 saves without it and reads both; earlier versions, and programs beside it, read
+    files with it only, and start from random weights without an error.
+    """
+    tensors = {
+        TEXT_PREFIX + name.removeprefix(TEXT_PREFIX): each for name, each in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _half(network: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgediffusion.bundle import Bundle, say_size
-from edgediffusion.engine import Engine, resolve_device
+from edgediffusion.engine import Engine
 from edgediffusion.errors import EngineError, RequestError
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.machine import machine_facts, peak_memory_mib
@@ -29,6 +29,7 @@ from edgediffusion.pipeline import Pipeline
 from edgediffusion.request import Request
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import schedule_from_config
+from edgediffusion.timing import time_call
 
 SCHEMA: Final = "edgediffusion-bench/1"
 _PROMPT: Final = "a red circle above a blue square"
@@ -86,6 +87,7 @@ def bench(
         workloads["sampler_step"] = _sampler_workload(bundle, options.steps)
         workloads["end_to_end"] = partial(_picture, pipe, options.steps, own_share)
         samples = _interleave(workloads, options, own_share, on_progress)
+        device = {"device": pipe.device, "device_reason": pipe.device_reason}
     samples["sampler_step"] = [ms / options.steps for ms in samples["sampler_step"]]
     for _ in range(options.cold_starts):
         on_progress("cold start")
@@ -96,7 +98,7 @@ def bench(
         "timed": "engine calls alone; sampler arithmetic alone; end_to_end = tokenize to pixels",
         "not_timed": "graph loading and bundle checks, except in cold_start",
         "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256, "size": say_size(size)},
-        "options": asdict(options) | {"device": resolve_device(options.device)},
+        "options": asdict(options) | device,
         "machine": machine_facts(),
         "samples_ms": samples,
         "own_share": own_share,
@@ -165,13 +167,6 @@ def _interleave(
             if index >= 0:
                 samples[name].append(elapsed)
     return samples
-
-
-def time_call(run: Callable[[], object], clock: Callable[[], int] = time.perf_counter_ns) -> float:
-    """Return the milliseconds that ``run`` took. It must not return before its work is done."""
-    start = clock()
-    run()
-    return (clock() - start) / 1e6
 
 
 def _cold_start(bundle: Bundle, options: BenchOptions) -> dict[str, float]:

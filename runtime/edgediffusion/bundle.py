@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from edgediffusion.engine import EngineOptions, open_engine
+from edgediffusion.engine import Arithmetic, EngineOptions, open_engine
 from edgediffusion.errors import (
     BundleNotFound,
     EdgeDiffusionError,
@@ -20,13 +21,19 @@ from edgediffusion.errors import (
     choices,
 )
 from edgediffusion.golden import check_graph, read_tensors
-from edgediffusion.hashing import remembered_sha256, sha256_file
-from edgediffusion.manifest import MANIFEST_NAME, PLAIN, GraphSpec, Manifest, read_manifest
+from edgediffusion.hashing import ALWAYS_HASHED, remembered_sha256, sha256_file
+from edgediffusion.manifest import (
+    GATES,
+    MANIFEST_NAME,
+    PLAIN,
+    ComponentSpec,
+    GraphSpec,
+    Manifest,
+    read_manifest,
+)
 
 DEMO: Final = "shapes"
 _SHIPPED: Final = Path(__file__).parent / "bundles"
-_ALWAYS_HASHED: Final = 32 << 20
-"""Files up to this many bytes are hashed at every opening; larger ones when they changed."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Bundle:
                 f"{path} has {size} bytes, the manifest says {spec.size}: it was cut short or "
                 "changed, copy or export the bundle again"
             )
-        found = sha256_file(path) if size <= _ALWAYS_HASHED else hash_large(path)
+        found = sha256_file(path) if size <= ALWAYS_HASHED else hash_large(path)
         if found != spec.sha256:
             raise IntegrityError(
                 f"{path} has sha256 {found[:12]}…, the manifest says {spec.sha256[:12]}…: "
@@ -118,6 +125,26 @@ class Bundle:
         """Return the variants that a component has graphs of."""
         return {graph.variant for graph in self.manifest.components[component].graphs}
 
+    def component_of(self, graph: GraphSpec) -> ComponentSpec:
+        """Return the component that a graph belongs to: its folder is named after it."""
+        return self.manifest.components[graph.file.partition("/")[0]]
+
+    def gate(self, graph: GraphSpec, arithmetic: Arithmetic) -> float:
+        """Return the largest L2 error of a graph that is computed in ``arithmetic``."""
+        own = self.manifest.gates.get(graph.precision, graph.parity.gate)
+        if arithmetic == graph.precision:
+            return own
+        return max(own, self.manifest.gates.get(arithmetic, GATES[arithmetic]))
+
+    def content(self, graph: GraphSpec) -> str:
+        """Return a hash of all that a graph is made of: its own file and its component's weights.
+
+        Two graphs of one content compute the same; engines compiled from it are cached under it.
+        """
+        names = (graph.file, self.component_of(graph).weights)
+        parts = [self.manifest.files[name].sha256 for name in names]
+        return hashlib.sha256(" ".join(parts).encode("ascii")).hexdigest()
+
     @cached_property
     def sha256(self) -> str:
         """The hash of the manifest, which holds the hashes of all other files."""
@@ -157,14 +184,15 @@ def verify(
 def _check_golden(
     bundle: Bundle, graph: GraphSpec, golden: str, device: str, options: EngineOptions | None
 ) -> Check:
-    gate = bundle.manifest.gates.get(graph.precision, graph.parity.gate)
     try:
         tensors = read_tensors(bundle.file(golden))
-        with open_engine(graph, bundle.path, device, options) as engine:
+        with open_engine(graph, bundle.path, device, options, bundle.content(graph)) as engine:
             error = check_graph(engine, tensors)
     except EdgeDiffusionError as problem:
         return Check(graph.file, False, str(problem))
-    return Check(graph.file, error <= gate, f"L2 {error:.1e}, gate {gate:.0e}")
+    gate = bundle.gate(graph, engine.arithmetic)
+    how = f"{engine.device} in {engine.arithmetic}"
+    return Check(graph.file, error <= gate, f"L2 {error:.1e}, gate {gate:.0e}, {how}")
 
 
 def find_bundle(name: str | os.PathLike[str] | None = None) -> Path:

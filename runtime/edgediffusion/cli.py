@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -35,6 +37,8 @@ app = typer.Typer(
 )
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
+_notes = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress and notes: all of stderr that ``--quiet`` leaves out."""
 
 BundleOption = Annotated[
     str | None,
@@ -58,6 +62,16 @@ EmbeddingOption = Annotated[
     list[str] | None,
     typer.Option(metavar="[NAME=]FILE", help="Textual inversion for the prompts; repeat for more."),
 ]
+
+
+@app.callback()
+def options(
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes, only errors.")
+    ] = False,
+) -> None:
+    """Diffusion models on edge machines."""
+    _notes.quiet = quiet
 
 
 @app.command()
@@ -123,7 +137,7 @@ def generate(
         negative_clip_skip=negative_clip_skip,
         embeddings=_embeddings(embedding),
     )
-    with _err.status("opening the bundle"):  # a large one is hashed when it is new here
+    with _notes.status("opening the bundle"):  # a large one is hashed when it is new here
         pipe = ed.Pipeline.open(bundle, device=device, threads=threads)
     with pipe:
         result = _show_steps(pipe, request)
@@ -135,8 +149,9 @@ def generate(
             f"{result.request.sampler}, guidance {result.request.guidance:g}, "
             f"{result.device}, {timings.total / 1000:.2f} s"
         )
+    _say_choice(device, pipe)
     for name, cut in result.truncated.items():
-        _err.print(f"note: the end of the {name} did not fit and was left out: {_short(cut)}")
+        _notes.print(f"note: the end of the {name} did not fit and was left out: {_short(cut)}")
 
 
 @app.command()
@@ -172,9 +187,10 @@ def embed(
     else:
         _write(output, _npy(values) if output.suffix == ".npy" else _json(values.tolist()))
         _out.print(f"{escape(str(output))}  {values.dtype} {values.shape}")
+    _say_choice(device, pipe)
     for text, cut in zip(texts, embeddings.truncated, strict=True):
         if cut:
-            _err.print(f"note: the end of {_short(text)} did not fit: {_short(cut)}")
+            _notes.print(f"note: the end of {_short(text)} did not fit: {_short(cut)}")
 
 
 @app.command()
@@ -246,7 +262,7 @@ def bench(
         threads=threads,
     )
     opened = ed.Bundle.open(bundle)
-    with _err.status("starting") as status:
+    with _notes.status("starting") as status:
         report = run_bench(opened, options, status.update)
     if json is not None:
         _write(json, _json(report))
@@ -261,6 +277,47 @@ def devices() -> None:
         _out.print(f"{mark} {report.name:<13} {escape(report.detail)}")
 
 
+cache_app = typer.Typer(help="Compiled engines that are kept for the next start.")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.callback(invoke_without_command=True)
+def cache(context: typer.Context) -> None:
+    """Show the compiled engines that are kept for the next start."""
+    if context.invoked_subcommand is not None:
+        return
+    from edgediffusion.byte_sizes import say_bytes
+    from edgediffusion.engine_cache import engine_cache
+
+    kept = engine_cache()
+    entries = kept.entries()
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        _out.print(f"{used}  {say_bytes(entry.size):>9}  {entry.device:<8}  {escape(entry.label)}")
+    total = say_bytes(sum(entry.size for entry in entries))
+    limit = say_bytes(kept.limit)
+    _out.print(f"{len(entries)} engine(s), {total} of at most {limit}, in {kept.folder}")
+
+
+@cache_app.command()
+def clear() -> None:
+    """Remove all that is kept; engines that a running program uses stay."""
+    from edgediffusion.byte_sizes import say_bytes
+    from edgediffusion.engine_cache import engine_cache
+    from edgediffusion.hashing import forget
+
+    kept = engine_cache()
+    before = sum(entry.size for entry in kept.entries())
+    try:
+        in_use = kept.clear()
+    except OSError as error:
+        raise OutputError(f"{kept.folder} cannot be emptied: {error.strerror or error}") from error
+    forget()
+    _out.print(f"removed {say_bytes(before - sum(entry.size for entry in in_use))}")
+    for entry in in_use:
+        _notes.print(f"note: {escape(entry.label)} stays: it is in use, or cannot be removed")
+
+
 def print_report(report: dict[str, Any]) -> None:
     """Print the medians of a benchmark report."""
     _out.print(latency_table(report))
@@ -273,6 +330,12 @@ def print_report(report: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every expected error is one line on stderr and exit code 1."""
     _add_commands()
+    with warnings.catch_warnings():
+        warnings.showwarning = _note_warning
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except ed.EdgeDiffusionError as error:
@@ -293,6 +356,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _note_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning as a note: where in our code it arose is nothing to the user."""
+    _notes.print(f"note: {escape(str(message))}")
+
+
 def _add_commands() -> None:
     """Add the subcommands that other parts of the project bring: the exporter's ``export``."""
     known = {command.name for command in app.registered_commands}
@@ -304,7 +372,7 @@ def _add_commands() -> None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=_err, transient=True) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=_notes, transient=True) as progress:
         yield progress
 
 
@@ -318,6 +386,12 @@ def _show_steps(pipe: ed.Pipeline, request: ed.Request) -> ed.Result:
             )
     assert step.result is not None, "the last step carries the result"
     return step.result
+
+
+def _say_choice(device: str, pipe: ed.Pipeline) -> None:
+    """Say which device ``auto`` took and why; one that was asked for by name needs no words."""
+    if device == "auto":
+        _notes.print(f"note: device {pipe.device}: {escape(pipe.device_reason)}")
 
 
 def _short(text: str, most: int = 60) -> str:

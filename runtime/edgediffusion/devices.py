@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgediffusion.engine import BACKENDS, PLANNED
+from edgediffusion.cpu import computes_bf16
+from edgediffusion.engine import PLANNED
+from edgediffusion.errors import DeviceError
 
 _RIVALS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 
@@ -20,25 +22,46 @@ class DeviceReport:
 
 def devices() -> list[DeviceReport]:
     """Report on every device that edgediffusion knows of."""
-    reports = [DeviceReport(name, *_probe()) for name in BACKENDS]
-    planned = "not supported by this version of edgediffusion"
-    return reports + [DeviceReport(name, False, planned) for name in PLANNED]
-
-
-def _probe() -> tuple[bool, str]:
     try:
         import onnxruntime
     except ImportError as error:
-        return (
-            False,
-            f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime",
-        )
+        fix = f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime"
+        return [DeviceReport(name, False, fix) for name in ("cpu", "openvino")] + _planned()
+    version = f"ONNX Runtime {onnxruntime.__version__}"
+    cpu = DeviceReport("cpu", True, "; but ".join([f"{version}, computes in fp32", *_clash()]))
+    return [cpu, _openvino(version), *_planned()]
+
+
+def _planned() -> list[DeviceReport]:
+    detail = "not supported by this version of edgediffusion"
+    return [DeviceReport(name, False, detail) for name in PLANNED]
+
+
+def _openvino(runtime: str) -> DeviceReport:
+    """Load the plugin and ask it, because being installed is not working."""
+    from edgediffusion.engine_openvino import libraries, openvino_version
+
+    try:
+        plugin = libraries()["onnxruntime-ep-openvino"].partition("+")[0]
+        openvino = openvino_version()
+    except DeviceError as error:
+        return DeviceReport("openvino", False, str(error))
+    arithmetic = "bf16" if computes_bf16() else "fp32 (bf16 pays with amx_bf16 only)"
+    return DeviceReport(
+        "openvino",
+        True,
+        f"OpenVINO {openvino} in plugin {plugin} for {runtime}, computes in {arithmetic}",
+    )
+
+
+def _clash() -> list[str]:
     if clash := _clashing():
-        return True, (
-            f"ONNX Runtime {onnxruntime.__version__}; but {' and '.join(clash)} share one import "
-            f"package: pip uninstall {' '.join(clash)}, then install the one you want"
-        )
-    return True, f"ONNX Runtime {onnxruntime.__version__}"
+        names = " ".join(clash)
+        return [
+            f"{' and '.join(clash)} share one import package: pip uninstall {names}, then install "
+            "the one you want"
+        ]
+    return []
 
 
 def _clashing() -> list[str]:

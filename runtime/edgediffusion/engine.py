@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,16 @@ from edgediffusion.manifest import GraphSpec, TensorSpec
 
 Array = NDArray[np.generic]
 
-BACKENDS: Final[Mapping[str, str]] = {"cpu": "edgediffusion.engine_ort"}
+Arithmetic = Literal["fp32", "fp16", "bf16"]
+"""With which numbers a graph is computed; the manifest has a gate for each class."""
+
+BACKENDS: Final[Mapping[str, str]] = {
+    "cpu": "edgediffusion.engine_ort",
+    "openvino": "edgediffusion.engine_openvino",
+}
 """Device name to the module that opens graphs on it. Imported only when asked for."""
 
-PLANNED: Final = ("openvino", "cuda", "tensorrt", "tensorrt-rtx")
+PLANNED: Final = ("cuda", "tensorrt", "tensorrt-rtx")
 """Devices that the design names and this version does not have yet."""
 
 
@@ -44,6 +50,8 @@ class EngineOptions:
 class Backend(Protocol):
     """A graph that some library loaded. Inputs are checked before they come here."""
 
+    arithmetic: Arithmetic
+
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Compute all outputs, in the order of the graph's spec; the arrays are the caller's."""
 
@@ -55,12 +63,15 @@ class Engine:
     """A loaded graph: ``engine(sample=..., timestep=...)`` returns a dict of output arrays.
 
     Use it as a context manager. Inputs must have exactly the names, dtypes and shapes of
-    ``spec``; outputs are new arrays.
+    ``spec``; outputs are new arrays. ``device`` runs all of the graph, in ``arithmetic``.
     """
 
-    def __init__(self, spec: GraphSpec, device: str, backend: Backend) -> None:
+    def __init__(
+        self, spec: GraphSpec, device: str, backend: Backend, arithmetic: Arithmetic = "fp32"
+    ) -> None:
         self.spec = spec
         self.device = device
+        self.arithmetic = arithmetic
         self._backend: Backend | None = backend
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
@@ -92,22 +103,33 @@ class Engine:
 
 
 def open_engine(
-    spec: GraphSpec, folder: Path, device: str = "cpu", options: EngineOptions | None = None
+    spec: GraphSpec,
+    folder: Path,
+    device: str = "cpu",
+    options: EngineOptions | None = None,
+    content: str | None = None,
 ) -> Engine:
     """Load the graph ``spec`` of the bundle in ``folder`` on ``device``.
 
-    Raises DeviceError for a device that is unknown or not available, EngineError for a graph
-    that does not load or is not what ``spec`` says.
+    ``content`` is a hash of all that the graph is made of (``Bundle.content``); with it, what the
+    device compiles is kept in the cache folder. ``auto`` means the device that promises most here;
+    only a Pipeline proves it. Raises DeviceError for a device that is unknown or not available,
+    EngineError for a graph that does not load or is not what ``spec`` says.
     """
-    module = importlib.import_module(BACKENDS[resolve_device(device)])
-    backend: Backend = module.open_backend(spec, folder / spec.file, options or EngineOptions())
-    return Engine(spec, resolve_device(device), backend)
+    device = resolve_device(device)
+    module = importlib.import_module(BACKENDS[device])
+    backend: Backend = module.open_backend(
+        spec, folder / spec.file, options or EngineOptions(), content
+    )
+    return Engine(spec, device, backend, backend.arithmetic)
 
 
 def resolve_device(device: str) -> str:
     """Turn a device's name, or ``auto``, into the name of one that this version can run."""
     if device == "auto":
-        return "cpu"
+        from edgediffusion.auto import candidates
+
+        return candidates()[0].device
     if device in BACKENDS:
         return device
     available = ", ".join(["auto", *BACKENDS])

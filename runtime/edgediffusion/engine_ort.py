@@ -1,18 +1,23 @@
-"""The CPU backend: ONNX Runtime's CPU provider, and nothing but it."""
+"""The CPU backend: ONNX Runtime's CPU provider, and nothing but it; and what backends share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgediffusion.engine import EngineOptions
+from edgediffusion.engine import Arithmetic, EngineOptions
+from edgediffusion.engine_cache import engine_cache, load_or_build, nothing
 from edgediffusion.errors import EngineError
 from edgediffusion.external_data import check_locations
+from edgediffusion.fingerprint import engine_facts
 from edgediffusion.manifest import GraphSpec
 
 _PROVIDER: Final = "CPUExecutionProvider"
@@ -23,15 +28,31 @@ _DTYPES: Final = {
     "tensor(int32)": "int32",
 }
 _ERRORS_ONLY: Final = 3
+_FILE: Final = "prepared.onnx"
+_PREPARED: Final = {
+    "optimized_model_external_initializers_file_name": "prepared.bin",
+    "optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "save_external_prepacked_constant_initializers": "1",
+}
+"""Write the optimised graph with its weights apart, packed for the kernels."""
+_PLACE: Final = re.compile(r"(Exception from|Check '.*' failed at) \S+:\d+:$")
 
 
 class OrtBackend:
-    """A session on the CPU provider."""
+    """A session of ONNX Runtime; ``on_close`` is called when its memory is free."""
 
-    def __init__(self, session: ort.InferenceSession, spec: GraphSpec) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        spec: GraphSpec,
+        arithmetic: Arithmetic,
+        on_close: Callable[[], None] = nothing,
+    ) -> None:
+        self.arithmetic = arithmetic
         self._session = session
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._file = spec.file
+        self._on_close = on_close
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Compute all outputs. Raises EngineError with ONNX Runtime's own words."""
@@ -39,30 +60,113 @@ class OrtBackend:
             outputs: list[NDArray[np.generic]] = self._session.run(self._outputs, dict(inputs))
         except Exception as error:
             raise EngineError(
-                f"{self._file} failed in ONNX Runtime: {_first_line(error)}"
+                f"{self._file} failed in ONNX Runtime: {first_line(error)}"
             ) from error
         return outputs
 
     def close(self) -> None:
         """Drop the session, which frees its memory."""
         del self._session
+        self._on_close()
 
 
-def open_backend(spec: GraphSpec, path: Path, options: EngineOptions) -> OrtBackend:
+class Compiler(Protocol):
+    """What turns a graph into a session, and keeps the work for the next time."""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The numbers that its sessions compute in."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What else decides over its work: no two settings share it."""
+
+    def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
+        """Open the graph at ``path``; leave in ``folder`` what ``load`` needs."""
+
+    def load(self, folder: Path) -> ort.InferenceSession:
+        """Open what ``compile`` left in ``folder``."""
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """ONNX Runtime's CPU provider.
+
+    What it leaves is the graph as it was optimised for this CPU, with the weights as its kernels
+    want them, in a file that the next session maps instead of copying.
+    """
+
+    options: EngineOptions
+    arithmetic: Arithmetic
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
+        """Optimise the graph at ``path``. Raises EngineError or UnsafePath."""
+        check_locations(path)
+        options = session_options(self.options)
+        if folder is not None:
+            options.optimized_model_filepath = str(folder / _FILE)
+            for name, value in _PREPARED.items():
+                options.add_session_config_entry(f"session.{name}", value)
+        return self._open(path, options)
+
+    def load(self, folder: Path) -> ort.InferenceSession:
+        """Open a graph that is optimised already."""
+        options = session_options(self.options)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return self._open(folder / _FILE, options)
+
+    def _open(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+        try:
+            return ort.InferenceSession(str(path), sess_options=options, providers=[_PROVIDER])
+        except Exception as error:
+            raise EngineError(
+                f"{path} does not load in ONNX Runtime: {first_line(error)}"
+            ) from error
+
+
+def open_backend(
+    spec: GraphSpec, path: Path, options: EngineOptions, content: str | None = None
+) -> OrtBackend:
     """Load the graph at ``path``; raises EngineError when it fails or is not what ``spec`` says."""
-    check_locations(path)
+    return open_with(Preparer(options, spec.precision), "cpu", spec, path, options, content)
+
+
+def open_with(
+    compiler: Compiler,
+    device: str,
+    spec: GraphSpec,
+    path: Path,
+    options: EngineOptions,
+    content: str | None,
+) -> OrtBackend:
+    """Open a graph, from the engine cache where its ``content`` is known and was met before.
+
+    Raises EngineError when it fails or is not what ``spec`` says.
+    """
+    if content is None:
+        session, on_close = compiler.compile(path), nothing
+    else:
+        facts = engine_facts(content, device, compiler.arithmetic, options)
+        session, on_close = load_or_build(
+            engine_cache(),
+            facts | dict(compiler.settings),
+            label=f"{path.parents[1].name}/{spec.file}",
+            load=compiler.load,
+            build=partial(compiler.compile, path),
+        )
+    backend = OrtBackend(session, spec, compiler.arithmetic, on_close)
     try:
-        session = ort.InferenceSession(
-            str(path), sess_options=session_options(options), providers=[_PROVIDER]
-        )
-    except Exception as error:
-        raise EngineError(f"{path} does not load in ONNX Runtime: {_first_line(error)}") from error
-    faults = _signature_faults(session, spec)
-    if faults:
-        raise EngineError(
-            f"{path} is not the graph that the manifest describes:\n  " + "\n  ".join(faults)
-        )
-    return OrtBackend(session, spec)
+        check_signature(session, spec, path)
+    except EngineError:
+        backend.close()
+        raise
+    return backend
+
+
+def libraries() -> dict[str, str]:
+    """Return the libraries that compute here, with their versions."""
+    return {"onnxruntime": ort.__version__}
 
 
 def session_options(options: EngineOptions) -> ort.SessionOptions:
@@ -78,19 +182,24 @@ def session_options(options: EngineOptions) -> ort.SessionOptions:
     return chosen
 
 
-def _signature_faults(session: ort.InferenceSession, spec: GraphSpec) -> list[str]:
+def check_signature(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:
+    """Raise EngineError if the inputs and outputs of a session are not those of ``spec``."""
     found = [*session.get_inputs(), *session.get_outputs()]
     got = [(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in found]
     wanted = [(t.name, str(t.dtype), t.shape) for t in (*spec.inputs, *spec.outputs)]
-    if sorted(got, key=repr) == sorted(wanted, key=repr):
-        return []
-    return [f"graph has {_say(got)}", f"manifest says {_say(wanted)}"]
+    if sorted(got, key=repr) != sorted(wanted, key=repr):
+        raise EngineError(
+            f"{path} is not the graph that the manifest describes:\n  graph has {_say(got)}\n"
+            f"  manifest says {_say(wanted)}"
+        )
 
 
 def _say(tensors: list[tuple[str, str, tuple[Any, ...]]]) -> str:
     return ", ".join(f"{name} {dtype} {shape}" for name, dtype, shape in tensors)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message that is more than a place in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not _PLACE.search(line)]
+    return (telling or [line for line in lines if line] or [type(error).__name__])[0]

@@ -26,6 +26,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk. Raises OSError."""
+    if path.is_dir():
+        if os.name != "posix":  # Windows has no such thing for folders
+            return
+        handle = os.open(path, os.O_RDONLY)
+    else:
+        handle = os.open(path, os.O_RDWR)  # Windows flushes only what was opened for writing
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _open_to_others(path: Path) -> None:
     """Give a file the mode that ``open`` would have given it (mkstemp's is private)."""
     if os.name == "posix":

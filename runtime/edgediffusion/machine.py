@@ -9,17 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from edgediffusion.cpu import read_cpu
+
 # The instruction sets that decide which kernels run.
 _TELLING_FLAGS: Final = (
     "avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16",
     "amx_bf16", "amx_int8", "neon", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2",
 )  # fmt: skip
-_LIBRARIES: Final = ("edgediffusion", "numpy", "onnxruntime", "tokenizers")
+_LIBRARIES: Final = (
+    "edgediffusion", "numpy", "onnxruntime", "onnxruntime-ep-openvino", "tokenizers",
+)  # fmt: skip
 
 
 def machine_facts() -> dict[str, Any]:
     """Return CPU, cores, memory, system and library versions as JSON-ready data."""
-    model, flags = _cpu()
+    model, flags = read_cpu()
     return {
         "cpu": model,
         "cpu_flags": [flag for flag in _TELLING_FLAGS if flag in flags],
@@ -44,18 +48,6 @@ def peak_memory_mib() -> float | None:
 
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _cpu() -> tuple[str, set[str]]:
-    fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        return platform.processor() or platform.machine(), set()
-    flags = fields.get("flags") or fields.get("Features") or ""
-    return fields.get("model name") or platform.machine(), set(flags.split())
 
 
 def _memory_gib() -> float | None:

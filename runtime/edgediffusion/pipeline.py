@@ -19,7 +19,7 @@ from edgediffusion.bundle import Bundle
 from edgediffusion.calls import EVERYWHERE, plan_calls
 from edgediffusion.conditioning import LongPrompts, Prompt, Syntax
 from edgediffusion.denoiser import Denoiser
-from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
+from edgediffusion.engine import Engine, EngineOptions
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
 from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
 from edgediffusion.manifest import PLAIN, LatentSpec, variant_name
@@ -47,7 +47,9 @@ class Result:
     seeds : the seed of each image.
     truncated : for ``prompt`` and ``negative``, the end that did not fit into the text encoder.
     dropped_options : scheduler options of another class that the chosen sampler has no use for.
-    device : the device that ran every graph.
+    device : the device that ran every graph; ``a+b`` where ``auto`` had to take two.
+    arithmetic : the numbers that the device computed in, like fp32 or bf16.
+    device_reason : why it was this device.
     """
 
     images: NDArray[np.uint8]
@@ -57,6 +59,8 @@ class Result:
     truncated: dict[str, str]
     dropped_options: tuple[str, ...]
     device: str
+    arithmetic: str
+    device_reason: str
     bundle: str
     bundle_sha256: str
     timings: Timings
@@ -77,6 +81,8 @@ class Result:
             "bundle_sha256": self.bundle_sha256,
             "version": __version__,
             "device": self.device,
+            "arithmetic": self.arithmetic,
+            "device_reason": self.device_reason,
         }
 
     def save(self, path: str | os.PathLike[str], index: int = 0) -> None:
@@ -129,9 +135,10 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
+        from edgediffusion.auto import Chooser  # it loads ONNX Runtime, which importing us must not
+
         self.bundle = bundle
-        self.device = device
-        self._options = options
+        self._devices = Chooser(bundle, device, options)
         self._engines: dict[str, Engine] = {}
         self._text = TextEncoder(bundle, self._text_graph)
         self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
@@ -152,7 +159,17 @@ class Pipeline:
         Raises a BundleError for a bundle that is missing or damaged, DeviceError for a device
         that cannot run it.
         """
-        return cls(Bundle.open(bundle), resolve_device(device), EngineOptions(threads=threads))
+        return cls(Bundle.open(bundle), device, EngineOptions(threads=threads))
+
+    @property
+    def device(self) -> str:
+        """The device that runs the graphs; ``a+b`` where ``auto`` had to take two."""
+        return self._devices.device
+
+    @property
+    def device_reason(self) -> str:
+        """Why it is this device: what ``auto`` chose by, proved, and passed over."""
+        return self._devices.reason
 
     def generate(self, request: Request) -> Result:
         """Make the pictures of ``request``. Raises Cancelled after ``cancel``."""
@@ -220,9 +237,7 @@ class Pipeline:
         spec = self.bundle.graph(component, batch=batch, size=size, variant=variant)
         if spec.file not in self._engines:
             with (watch or Stopwatch())("load"):
-                self._engines[spec.file] = open_engine(
-                    spec, self.bundle.path, self.device, self._options
-                )
+                self._engines[spec.file] = self._devices.open(spec)
         return self._engines[spec.file]
 
     def cancel(self) -> None:
@@ -295,6 +310,8 @@ class Pipeline:
                 truncated=truncated,
                 dropped_options=schedule.dropped,
                 device=self.device,
+                arithmetic=self._devices.arithmetic,
+                device_reason=self.device_reason,
                 bundle=self.bundle.manifest.name,
                 bundle_sha256=self.bundle.sha256,
                 timings=watch.timings(unet_ms=denoiser.engine_ms),

@@ -65,8 +65,17 @@ class Denoised:
         return self.linear(1 / self.level.sigma, -1 / self.level.sigma)
 
     def along(self, length: float) -> Array:
-        """The state moved along `slope` by a length in sigma, a new array."""
-        return self.linear(1 + length / self.level.sigma, -length / self.level.sigma)
+        """The state moved along `slope` by a length in sigma, a new array.
+
+        A short move is rounded while it is small, in a long one state and move would cancel.
+        """
+        share = length / self.level.sigma
+        if abs(share) > 0.5:
+            return self.linear(1 + share, -share)
+        moved = self.slope()
+        moved *= length
+        moved += self.x
+        return moved
 
     def unlimited(self) -> Denoised:
         """The same without limits on x0."""

@@ -154,9 +154,14 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, checkpoint: Path) ->
     assert len(changed) == 4
 
 
-@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae"])
-def test_sd15_has_the_published_number_of_parameters(name: str) -> None:
-    model = ARCHITECTURES["sd15"].models[name]
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [(each, name) for each, whole in ARCHITECTURES.items() for name in whole.models],
+)
+def test_full_size_networks_have_the_published_number_of_parameters(
+    architecture: str, name: str
+) -> None:
+    model = ARCHITECTURES[architecture].models[name]
     assert model.parameters is not None
     assert tensor_shapes(model)  # raises where the count differs
 
@@ -211,7 +216,8 @@ def test_a_failure_leaves_the_old_folder_alone(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["sd15", "-o", "{folder}"], "exists already"),
-        (["sd99", "-o", "{folder}/new"], "got 'sd99', expected sd15"),
+        (["sd99", "-o", "{folder}/new"], "unknown architecture 'sd99': did you mean sd"),
+        (["flux", "-o", "{folder}/new"], "'flux': known: sd15, sd21, sd21-base, sdxl"),
     ],
 )
 def test_the_command_names_what_is_wrong(

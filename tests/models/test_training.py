@@ -126,3 +126,11 @@ def test_the_committed_checkpoint_is_small_enough():
                 total += tensor.numel()
     assert count() < total <= 7_000_000
     assert (CHECKPOINT / "vae_tiny" / "config.json").exists()
+
+
+def test_the_text_encoders_tensors_have_their_published_names():
+    """Versions of transformers before 5.23 take others for missing ones, and go on."""
+    from safetensors import safe_open
+
+    with safe_open(CHECKPOINT / "text_encoder" / "model.safetensors", "pt") as tensors:
+        assert all(name.startswith("text_model.") for name in tensors.keys())  # noqa: SIM118

@@ -84,7 +84,7 @@ def test_a_flipped_bit_is_found(copied: Path, name: str) -> None:
 def test_a_large_file_is_hashed_again_when_it_changed(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_module, "_ALWAYS_HASHED", 0)
+    monkeypatch.setattr(bundle_module, "ALWAYS_HASHED", 0)
     ed.Bundle.open(copied)
     hashed: list[Path] = []
     monkeypatch.setattr(
@@ -133,6 +133,27 @@ def test_verify_passes_on_the_demo(demo: Path) -> None:
     assert len(graphs) == sum(
         len(each.graphs) for each in ed.Bundle.open(demo).manifest.components.values()
     )
+
+
+def test_verify_says_on_what_and_in_which_arithmetic(demo: Path) -> None:
+    checks = list(ed.verify(ed.Bundle.open(demo), "cpu"))
+    graphs = [check.detail for check in checks if check.subject.endswith(".onnx")]
+    assert all("gate 1e-04, cpu in fp32" in detail for detail in graphs if "L2" in detail)
+    assert any("L2" in detail for detail in graphs)
+
+
+def test_the_gate_is_that_of_the_arithmetic(copied: Path) -> None:
+    bundle = ed.Bundle.open(copied)
+    graph = bundle.graph("unet", size=(128, 128))
+    assert bundle.gate(graph, "fp32") == 1e-4
+    assert bundle.gate(graph, "bf16") == bundle.gate(graph, "fp16") == 3e-2
+    rewrite_manifest(copied, lambda data: data["gates"].update(fp32=0.5, bf16=0.1))
+    loose = ed.Bundle.open(copied)
+    assert loose.gate(graph, "fp32") == loose.gate(graph, "bf16") == 0.5, "never tighter than fp32"
+    rewrite_manifest(copied, lambda data: data["gates"].clear())
+    silent = ed.Bundle.open(copied)
+    assert silent.gate(graph, "fp32") == graph.parity.gate
+    assert silent.gate(graph, "bf16") == 3e-2
 
 
 def test_verify_finds_a_wrong_weight_behind_a_right_hash(copied: Path) -> None:

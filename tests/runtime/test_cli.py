@@ -12,6 +12,8 @@ from PIL import Image
 
 import edgediffusion as ed
 from edgediffusion.cli import _embeddings, main
+from edgediffusion.engine_cache import EngineCache, engine_cache
+from edgediffusion.hashing import SELF_TESTS, remember
 
 FAST = ["--steps", "2", "--seed", "7"]
 
@@ -43,6 +45,32 @@ def test_a_batch_writes_numbered_pictures(tmp_path: Path) -> None:
 def test_what_did_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "red " * 100, "-o", str(tmp_path / "a.png"), *FAST]) == 0
     assert "the end of the prompt did not fit and was left out" in capsys.readouterr().err
+
+
+def test_auto_says_what_it_chose_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate = ["generate", "a", "-o", str(tmp_path / "a.png"), *FAST]
+    assert main(generate) == 0
+    said = capsys.readouterr().err
+    assert "note: device " in said
+    assert "3 graphs proven, worst L2 " in said
+    assert main([*generate, "--device", "cpu"]) == 0
+    assert "note: device" not in capsys.readouterr().err
+    assert main(["embed", "a"]) == 0
+    assert "1 graph proven" in capsys.readouterr().err
+
+
+def test_quiet_leaves_only_errors_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["-o", str(tmp_path / "a.png"), *FAST]
+    assert main(["--quiet", "generate", "red " * 100, *output]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["-q", "generate", "a", *output, "--steps", "0"]) == 1
+    assert "error: steps must be" in capsys.readouterr().err
+    assert main(["generate", "red " * 100, *output]) == 0
+    assert "note: the end of the prompt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -140,6 +168,47 @@ def test_devices_says_what_works_and_why_not(capsys: pytest.CaptureFixture[str])
     assert "not supported by this version" in shown
 
 
+def test_cache_shows_what_is_kept_and_clear_empties_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEDIFFUSION_CACHE", str(tmp_path))
+    monkeypatch.setenv("EDGEDIFFUSION_CACHE_LIMIT", "1 GiB")
+    assert main(["cache"]) == 0
+    assert "0 engine(s), 0.0 MiB of at most 1.0 GiB, in " in capsys.readouterr().out
+    for content in ("a", "b"):
+        facts = {"content": content, "device": "openvino"}
+        with engine_cache().building(facts, f"shapes/unet/{content}.onnx") as folder:
+            assert folder is not None
+            (folder / "blob").write_bytes(bytes(1 << 20))
+    lease = engine_cache().find({"content": "b", "device": "openvino"})
+    assert lease is not None
+    remember(SELF_TESTS, "a graph", "1e-6")
+    assert (tmp_path / "self-tests.json").exists()
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert "1.0 MiB  openvino  shapes/unet/a.onnx" in shown
+    assert "2 engine(s), 2.0 MiB" in shown
+    assert main(["cache", "clear"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "removed 1.0 MiB\n"
+    assert said.err == "note: shapes/unet/b.onnx stays: it is in use, or cannot be removed\n"
+    assert not (tmp_path / "self-tests.json").exists()
+    lease.release()
+    assert main(["cache", "clear"]) == 0
+    assert engine_cache().entries() == []
+
+
+def test_a_cache_that_cannot_be_emptied_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: EngineCache) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(EngineCache, "clear", refuse)
+    assert main(["cache", "clear"]) == 1
+    assert "cannot be emptied: Permission denied" in capsys.readouterr().err
+
+
 def test_embed_to_every_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["a red circle", "a cross"]
     assert main(["embed", *texts]) == 0
@@ -231,5 +300,5 @@ def test_bench_says_why_a_cold_start_failed(
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("generate", "embed", "verify", "info", "bench", "devices"):
+    for name in ("generate", "embed", "verify", "info", "bench", "devices", "cache"):
         assert name in shown

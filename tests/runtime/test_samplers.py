@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from edgediffusion.errors import RequestError
+from edgediffusion.levels import Level
 from edgediffusion.noise import TorchCpuNoise, noise_source, randn
 from edgediffusion.options import NAMES
-from edgediffusion.prediction import PREDICTIONS
+from edgediffusion.prediction import PREDICTIONS, Denoised
 from edgediffusion.samplers import SAMPLERS, sample, trajectory
+from edgediffusion.samplers.parts import lagrange
 from edgediffusion.schedule import Schedule, schedule_from_config
 from edgediffusion.scheduler_classes import SCHEDULERS
 from edgediffusion.tables import TABLES
@@ -374,6 +376,41 @@ def test_nothing_is_kept_that_grows_with_the_steps(sampler: str) -> None:
         return peak
 
     assert most(48) <= most(16) + 3 * randn(SHAPE, 0).nbytes
+
+
+@settings(deadline=None)
+@given(
+    nodes=st.lists(st.integers(-40, 40), min_size=1, max_size=4, unique=True),
+    polynomial=st.lists(st.integers(-9, 9), min_size=4, max_size=4),
+)
+def test_lagrange_integrates_what_goes_through_its_nodes(
+    nodes: list[int], polynomial: list[int]
+) -> None:
+    places = [node / 8 for node in nodes]
+    known = np.polynomial.Polynomial(polynomial[: len(places)])
+    weights = lagrange(places, [1 / (k + 1) for k in range(len(places))])  # from 0 to 1
+    values = [weight * known(place) for weight, place in zip(weights, places, strict=True)]
+    room = 1e-9 * (1 + sum(map(abs, values)))
+    assert sum(values) == pytest.approx(known.integ()(1), abs=room)
+
+
+@pytest.mark.parametrize("share", [-1.0, -0.9, -0.5, -0.02, 0.1])
+def test_a_move_along_the_slope_is_rounded_at_its_smaller_part(share: float) -> None:
+    """Of a short move nothing but the sum is rounded at the state's size; of a long one, nothing.
+
+    What is left of the state at the end of a long move is small, and so has to be its error.
+    """
+    level = Level(1.0, 14.0)
+    x0 = randn(SHAPE, 1)
+    x = (x0 + np.float32(level.sigma) * randn(SHAPE, 0)).astype(np.float32)
+    said = Denoised(x0, x, level, x0, skip=0.0, out=1.0)
+    exact = x + share * (x.astype(np.float64) - x0)
+    moved = said.along(share * level.sigma)
+    assert moved.dtype == np.float32
+    rounding = 2.0**-24 * (abs(exact) + 6 * abs(exact - x))
+    if abs(share) > 0.5:
+        rounding = 6 * 2.0**-24 * (abs((1 + share) * x) + abs(share * x0))
+    assert (abs(moved - exact) <= rounding + 1e-12).all()
 
 
 def test_golden_files_stay_small() -> None:

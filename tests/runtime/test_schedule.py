@@ -157,9 +157,10 @@ def test_tables_are_finite_python_floats_and_fall(
     if sampler != "dpm_2_ancestral":  # which looks further down than it goes
         assert all(high >= low * (1 - 1e-9) for high, low in pairwise(ratios(schedule)))
     exploding = schedule.rows[0].input_scale != 1
+    rounded = schedule.scheduler in ("LCMScheduler", "TCDScheduler")  # sigma as float32 has it
     for row in schedule.rows:
         norm = row.alpha if exploding else row.alpha**2 + row.sigma**2
-        assert norm == pytest.approx(1, abs=1e-12)
+        assert norm == pytest.approx(1, abs=2.0**-24 if rounded else 1e-12)
 
 
 def test_zero_terminal_snr_is_pure_noise_for_ddim() -> None:

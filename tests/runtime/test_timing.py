@@ -5,8 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from edgediffusion.bench import time_call
-from edgediffusion.timing import Stopwatch, Timings, summarize
+from edgediffusion.timing import Stopwatch, Timings, summarize, time_call
 
 
 class FakeClock:

@@ -32,8 +32,8 @@ def lms(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> States:
         sigmas = [row.sigma, *sigmas[: LMS_ORDER - 1]]
         weight, *others = lagrange_integrals(sigmas, row.sigma, row.end.sigma)
         x = said.along(weight)
-        for other, slope in zip(others, slopes, strict=True):
-            x += other * slope
+        if slopes:
+            x += combine(*zip(others, slopes, strict=True))
         slopes = [said.slope(), *slopes[: LMS_ORDER - 2]]
         yield x, said.x0
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from edgediffusion.levels import Level, Row
 from edgediffusion.noise import NoiseSource
 from edgediffusion.prediction import Denoise
-from edgediffusion.samplers.parts import Array, States, Term, combine, hold_eps, hold_x0, lagrange
+from edgediffusion.samplers.parts import Array, States, combine, hold_eps, hold_x0, lagrange
 from edgediffusion.schedule import Schedule
 
 
@@ -21,12 +21,24 @@ class Known(NamedTuple):
 
 
 class Last(NamedTuple):
-    """The last step: where it set out from, its row, its fresh noise, the order it had."""
+    """The last step. Predicted and corrected, it differs in the weights of what is known alone.
 
-    x: Array
+    kept : what it keeps of the state, whatever the model says, with its fresh noise.
+    scale : what those weights are multiplied by.
+    row : its row.
+    order : of its correction.
+    """
+
+    kept: Array
+    scale: float
     row: Row
-    noise: Array | None
     order: int
+
+    def plus(self, weights: Sequence[float], known: Sequence[Known]) -> Array:
+        """Make the step, for the first time or once more: a new array."""
+        x = combine(*((self.scale * w, k.value) for w, k in zip(weights, known, strict=True)))
+        x += self.kept
+        return x
 
 
 # -------------------------------------------------------------------------------------------- UniPC
@@ -44,23 +56,15 @@ def unipc(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> States
         if last is not None and i - 1 not in uncorrected:
             used = known[: last.order]
             weights = _unipc_weights([k.level for k in used], row.level, kind, data=data, here=True)
-            x = _unipc_step(last.x, [here, *used], weights, last.row.level, row.level, data=data)
+            x = last.plus(weights, [here, *used])
         known = [here, *known[:3]]
         order = min(row.order, len(known))
         used = known[:order]
         weights = _unipc_weights([k.level for k in used], row.end, kind, data=data, here=False)
-        last = Last(x, row, None, order)
-        x = _unipc_step(x, used, weights, row.level, row.end, data=data)
+        keep, held = (hold_x0 if data else hold_eps)(row.level, row.end)
+        last = Last(keep * x, held, row, order)
+        x = last.plus(weights, used)
         yield x, said.x0
-
-
-def _unipc_step(
-    x: Array, known: list[Known], weights: list[float], start: Level, end: Level, *, data: bool
-) -> Array:
-    """Step from x with a weighted mean of what is known held."""
-    keep, held = (hold_x0 if data else hold_eps)(start, end)
-    terms = [(held * weight, k.value) for weight, k in zip(weights, known, strict=True)]
-    return combine((keep, x), *terms)
 
 
 def _unipc_weights(
@@ -115,35 +119,43 @@ def sa_solver(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -
         fresh = noise(x.shape)
         final = len(table.rows) - i + 1 if table.options["lower_order_final"] else most + 1
         corrector = min(int(table.options["corrector_order"]), final, len(known) + 1)
-        last = Last(x, row, fresh, corrector)
+        last = _sa_last(x, row, fresh, corrector, data=data)
         used = known[: min(row.order, len(known))]
         x = _sa_step(last, used, data=data, correct=False)
         yield x, said.x0
 
 
-def _sa_step(last: Last, used: list[Known], *, data: bool, correct: bool) -> Array:
-    """Make the last step, for the first time or once more, by the stochastic Adams method."""
-    start, end = last.row.level, last.row.end
+def _tau2(row: Row) -> float:
+    """How much of the noise is fresh in a row's step, squared."""
     low, high = TAU_RANGE
-    tau2 = 1.0 if low <= last.row.timestep <= high else 0.0
+    return 1.0 if low <= row.timestep <= high else 0.0
+
+
+def _sa_last(x: Array, row: Row, noise: Array, order: int, *, data: bool) -> Last:
+    """Begin a row's step."""
+    start, end, tau2 = row.level, row.end, _tau2(row)
     h = end.lam - start.lam
-    if h == 0:
-        return 1.0 * last.x
-    lams = [known.level.lam for known in used]
-    weights = _sa_weights(lams, start.lam, h, 1 + tau2 if data else -1.0)
-    if data and len(used) == 2:  # the authors' second-order form, in place of the exact integral
-        nudge = _second_order(h, 1 + tau2) / (h if correct else lams[0] - lams[1])
-        weights = [weights[0] + nudge, weights[1] - nudge]
     if data:
         keep, scale = math.exp(-tau2 * h) * end.sigma / start.sigma, (1 + tau2) * end.alpha
         fresh = end.sigma * math.sqrt(-math.expm1(-2 * tau2 * h))
     else:
         keep, scale = end.alpha / start.alpha, -(1 + tau2) * end.sigma
         fresh = math.sqrt(tau2) * end.sigma * math.sqrt(math.expm1(2 * h))
-    terms: list[Term] = [(scale * w, known.value) for w, known in zip(weights, used, strict=True)]
-    if last.noise is not None:
-        terms.append((fresh, last.noise))
-    return combine((keep, last.x), *terms)
+    return Last(combine((keep, x), (fresh, noise)), scale, row, order)
+
+
+def _sa_step(last: Last, used: list[Known], *, data: bool, correct: bool) -> Array:
+    """Make the last step, for the first time or once more, by the stochastic Adams method."""
+    start, end, tau2 = last.row.level, last.row.end, _tau2(last.row)
+    h = end.lam - start.lam
+    if h == 0:
+        return last.kept
+    lams = [known.level.lam for known in used]
+    weights = _sa_weights(lams, start.lam, h, 1 + tau2 if data else -1.0)
+    if data and len(used) == 2:  # the authors' second-order form, in place of the exact integral
+        nudge = _second_order(h, 1 + tau2) / (h if correct else lams[0] - lams[1])
+        weights = [weights[0] + nudge, weights[1] - nudge]
+    return last.plus(weights, used)
 
 
 def _second_order(h: float, rate: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgediffusion.levels import Row
 from edgediffusion.noise import NoiseSource
-from edgediffusion.prediction import Denoise
+from edgediffusion.prediction import Denoise, Denoised
 from edgediffusion.samplers.parts import Array, States, combine, freshen, hold_x0
 from edgediffusion.schedule import Schedule
 
@@ -72,10 +72,29 @@ def _deviation(learned: Array, row: Row, variance_type: str) -> Array:
 
 def lcm(denoise: Denoise, x: Array, table: Schedule, noise: NoiseSource) -> States:
     """Latent consistency: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3."""
+    scaling = float(table.options["timestep_scaling"])
     for row in table.rows:
         said = denoise(x, row)
-        time = row.timestep * float(table.options["timestep_scaling"])
-        whole = time**2 + BOUNDARY**2
-        picture = said.linear(BOUNDARY**2 / whole, time / math.sqrt(whole))
+        of_x, of_x0 = _boundary(row.timestep, scaling)
+        picture = combine((of_x0, _divided(said)), (of_x, x))
         x = freshen(row.end.alpha * picture, row, noise)
         yield x, picture
+
+
+def _divided(said: Denoised) -> Array:
+    """Predict x0 out of the noise by a division, as diffusers does and rounds."""
+    if said.raw is None or said.skip <= 1:
+        return said.x0
+    x0 = said.linear(0.0, said.level.alpha)
+    x0 /= said.level.alpha
+    return x0
+
+
+def _boundary(timestep: float, scaling: float) -> tuple[float, float]:
+    """Weights of the state and of x0 in the picture: all state at timestep 0.
+
+    In float32 as in diffusers: fresh noise makes so much of a rounding that no other will do.
+    """
+    time, data = np.float32(timestep) * np.float32(scaling), np.float32(BOUNDARY)
+    whole = time**2 + data**2
+    return float(data**2 / whole), float(time / np.sqrt(whole))

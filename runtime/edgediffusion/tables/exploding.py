@@ -97,8 +97,11 @@ def heun_calls(timesteps: NDArray[np.floating[Any]], levels: list[Level], row: A
 
 
 def _between(sigma: float, end: float) -> float:
-    """The sigma half way in the logarithm; 0 before 0."""
-    return math.sqrt(sigma * end)
+    """The sigma half way in the logarithm, in float32 as diffusers has it; 0 before 0."""
+    if end == 0:
+        return 0.0
+    first, last = np.log(np.float32(sigma)), np.log(np.float32(end))
+    return float(np.exp(first - (first - last) * np.float32(0.5)))
 
 
 def dpm_2_rows(options: Options, visits: Visits) -> tuple[Rows, float]:

@@ -30,6 +30,20 @@ def _levels(options: Options) -> LevelAt:
     return level
 
 
+def _rounded_levels(options: Options) -> LevelAt:
+    """Look levels up; sigma is the root of what is left of the product in float32, as in diffusers.
+
+    Fresh noise at every step makes so much of a rounding that no other will do.
+    """
+    exact = _levels(options)
+
+    def level(timestep: float) -> Level:
+        alpha, _ = exact(timestep)
+        return Level(alpha, math.sqrt(np.float32(1 - alpha**2)))
+
+    return level
+
+
 def _timesteps(options: Options, visits: Visits) -> list[float]:
     """Lay out the timesteps to visit."""
     train_steps = options["num_train_timesteps"]
@@ -158,15 +172,15 @@ def _consistency_timesteps(options: Options, visits: Visits) -> list[float]:
 
 def lcm_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out lcm: each step goes down to the picture, and all noise is fresh."""
-    level, timesteps = _levels(options), _consistency_timesteps(options, visits)
-    ends = [*(level(t) for t in timesteps[1:]), Level(1.0, 0.0)]
-    rows = (call(t, level(t), end, down=0.0) for t, end in zip(timesteps, ends, strict=True))
-    return tuple(rows), 1.0
+    level, timesteps = _rounded_levels(options), _consistency_timesteps(options, visits)
+    levels = [*(level(t) for t in timesteps), Level(1.0, 0.0)]
+    steps = zip(timesteps, pairwise(levels), strict=True)
+    return tuple(call(t, start, end, down=0.0) for t, (start, end) in steps), 1.0
 
 
 def tcd_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     """Lay out tcd: each step goes down beyond its end by a share eta of the time, then back up."""
-    level, timesteps = _levels(options), _consistency_timesteps(options, visits)
+    level, timesteps = _rounded_levels(options), _consistency_timesteps(options, visits)
 
     def row(timestep: float, before: float) -> Row:
         end = level(before)

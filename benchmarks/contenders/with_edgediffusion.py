@@ -1,0 +1,122 @@
+"""Worker for edgediffusion. Option: ``device``, where its graphs run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import edgediffusion as ed
+from benchmarks.contenders.protocol import Hello, Job, Made, Stage, serve
+
+SCHEDULE_STEPS: Final = 20
+TIMESTEP: Final = 500
+
+
+@dataclass
+class EdgeDiffusion:
+    """The runtime, through its public face."""
+
+    pipe: ed.Pipeline = field(init=False)
+    job: Job = field(init=False)
+    latents: Any = field(init=False)
+
+    def hello(self, options: Mapping[str, Any]) -> Hello:
+        """Say which runtime, on which libraries, with which arithmetic."""
+        names = ["edgediffusion", "onnxruntime", "numpy"]
+        if options["device"] == "openvino":
+            names.append("onnxruntime-ep-openvino")
+        return Hello({name: version(name) for name in names}, arithmetic(options["device"]))
+
+    def load(self, job: Job) -> Mapping[str, Stage]:
+        """Open the bundle and load the graphs that a picture needs, as the peers do."""
+        self.job, self.latents = job, np.load(job.latents)
+        self.pipe = ed.Pipeline.open(job.model, device=job.options["device"])
+        for component, batch in (("text_encoder", 1), ("unet", 2), ("vae_decoder", 1)):
+            self.pipe.engine(component, batch, self.size(component))
+        return {
+            "text_encoder": Stage(partial(self.pipe.embed, [job.prompt])),
+            "unet_b1": Stage(partial(self.predict, 1)),
+            "unet_b2": Stage(partial(self.predict, 2)),
+            "scheduler": Stage(self.schedule, calls=SCHEDULE_STEPS),
+            "vae_decode": Stage(self.decode),
+        }
+
+    def size(self, component: str) -> tuple[int, int] | None:
+        """The size that a graph is asked for by; text encoders have none."""
+        return None if component == "text_encoder" else self.job.size
+
+    def predict(self, batch: int) -> object:
+        """One call of the UNet."""
+        engine = self.pipe.engine("unet", batch, self.job.size)
+        if not hasattr(self, "_states"):
+            self._states = self.pipe.embed([self.job.prompt]).hidden
+        values = {
+            "sample": np.repeat(self.latents[:1], batch, axis=0),
+            "timestep": np.full(1, TIMESTEP),
+            "encoder_hidden_states": np.repeat(self._states, batch, axis=0),
+        }
+        return engine(
+            **{
+                tensor.name: np.broadcast_to(values[tensor.name], tensor.shape).astype(tensor.dtype)
+                for tensor in engine.spec.inputs
+            }
+        )
+
+    def schedule(self) -> object:
+        """The arithmetic of a whole schedule around a model that costs nothing."""
+        config = json.loads(Path(self.job.scheduler).read_text(encoding="utf-8"))
+        schedule = ed.schedule_from_config(config, steps=SCHEDULE_STEPS)
+        prediction = np.zeros_like(self.latents)
+        return list(ed.sample(schedule, lambda sample, timestep: prediction, self.latents))
+
+    def decode(self) -> object:
+        """Decode one picture."""
+        engine = self.pipe.engine("vae_decoder", 1, self.job.size)
+        return engine(latent_sample=self.latents[:1].astype(engine.spec.inputs[0].dtype))
+
+    def picture(self, steps: int) -> Made:
+        """Make the job's pictures. The seed's noise is the one in ``latents``, bit for bit."""
+        seen = list(self.pipe.stream(self.request(steps)))
+        result = seen[-1].result
+        assert result is not None
+        return Made(result.images, result.latents, len(seen))
+
+    def request(self, steps: int) -> ed.Request:
+        """The job as a request of the runtime."""
+        return ed.Request(
+            prompt=self.job.prompt,
+            negative=self.job.negative,
+            steps=steps,
+            guidance=self.job.guidance,
+            seed=self.job.seed,
+            batch=self.job.batch,
+            noise_layout="diffusers-batch" if self.job.batch > 1 else "per-image",
+            sampler="euler",
+            schedule="trailing",
+            size=self.job.size,
+        )
+
+
+def arithmetic(device: str) -> str:
+    """The precision that a device computes in: the plugin of OpenVINO chooses by the CPU."""
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if "amx_bf16" in cpu_flags() else "fp32"
+
+
+def cpu_flags() -> list[str]:
+    """The CPU's instruction sets, as the runtime's own report names them."""
+    from edgediffusion.machine import machine_facts
+
+    return list(machine_facts()["cpu_flags"])
+
+
+if __name__ == "__main__":
+    serve(EdgeDiffusion())

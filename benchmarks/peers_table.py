@@ -1,0 +1,121 @@
+"""The tables of a run of ``peers.py``: times, ratios to the reference, memory and disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from benchmarks.paired import LEAST_ROUNDS, estimate, ratios
+from benchmarks.reports import Report, markdown
+from edgediffusion.timing import summarize
+
+WHOLE: Final = ("cold_start", "load")
+Contender = Mapping[str, Any]
+
+
+def peers_table(report: Report) -> str:
+    """Render a report of schema ``edgediffusion-peers/1`` as Markdown.
+
+    Every contender has its row; one that was not measured says why.
+    """
+    reference = report["reference"]
+    parts = [
+        "Median milliseconds; a dash: the program does not expose that stage, or it was not "
+        "measured.",
+        _times(report),
+        f"Time over that of `{reference}`, round by round: median and its 95 % interval (from "
+        f"{LEAST_ROUNDS} rounds on). Where the interval holds 1, the run cannot tell them apart.",
+        _ratios(report, reference),
+        f"Memory and disk in MiB. Same work: final latents and picture against `{reference}`.",
+        _weights(report),
+        *_notes(report),
+    ]
+    return "\n\n".join(parts)
+
+
+def stage_names(report: Report) -> list[str]:
+    """Every time that some contender has, in the order of the report."""
+    names = [
+        name
+        for contender in report["contenders"].values()
+        for name, samples in times_of(contender).items()
+        if any(ms is not None for ms in samples)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def times_of(contender: Contender) -> dict[str, list[float | None]]:
+    """Samples by name: the stages, and starting and loading as a whole."""
+    whole = {name: contender.get(f"{name}_ms") or [] for name in WHOLE}
+    return whole | dict(contender.get("samples_ms") or {})
+
+
+def _times(report: Report) -> str:
+    names = stage_names(report)
+    rows = []
+    for name, contender in report["contenders"].items():
+        times = times_of(contender)
+        rows.append([f"`{name}`", *(_median(times.get(stage, [])) for stage in names)])
+    return markdown(["", *names], rows)
+
+
+def _median(samples: list[float | None]) -> str:
+    known = [ms for ms in samples if ms is not None]
+    if not known:
+        return "-"
+    median = summarize(known).median
+    return f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+
+
+def _ratios(report: Report, reference: str) -> str:
+    names = stage_names(report)
+    base = times_of(report["contenders"].get(reference, {}))
+    rows = [
+        [f"`{name}`", *(_ratio(times_of(each).get(stage), base.get(stage)) for stage in names)]
+        for name, each in report["contenders"].items()
+        if name != reference
+    ]
+    return markdown(["", *names], rows)
+
+
+def _ratio(samples: list[float | None] | None, base: list[float | None] | None) -> str:
+    """Median and interval of the ratio in the rounds that have both."""
+    if not samples or not base or len(samples) != len(base):
+        return "-"
+    pairs = ratios(samples, base)
+    if not pairs:
+        return "-"
+    found = estimate(pairs)
+    known = found.high < float("inf")
+    return f"{found.median:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if known else "")
+
+
+def _weights(report: Report) -> str:
+    columns = ["", "peak memory", "model files", "environment", "latents L2", "PSNR, dB", "flags"]
+    rows = []
+    for name, contender in report["contenders"].items():
+        same = contender.get("sameness") or {}
+        sizes = [contender.get(f"{key}_mib") for key in ("peak_memory", "disk", "environment")]
+        rows.append(
+            [f"`{name}`", *(f"{size:,.0f}" if size else "-" for size in sizes),
+             _number(same.get("latents_l2"), ".1e"),
+             "identical" if same.get("identical") else _number(same.get("psnr_db"), ".1f"),
+             ", ".join(same.get("flags", [])) or ("none" if same else "-")]
+        )  # fmt: skip
+    return markdown(columns, rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _notes(report: Report) -> list[str]:
+    """What was not measured, and why."""
+    notes = []
+    for name, contender in report["contenders"].items():
+        if contender["status"] != "ok":
+            reason = " ".join(str(contender.get("reason") or "no reason given").split())
+            notes.append(f"`{name}` is {contender['status']}: {reason}")
+        for stage, reason in (contender.get("absent") or {}).items():
+            notes.append(f"`{name}` has no {stage}: {reason}")
+    return ["\n".join(f"- {note}" for note in notes)] if notes else []

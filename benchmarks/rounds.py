@@ -1,0 +1,47 @@
+"""Measure several pieces of work round by round, so that all of them meet the same weather."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from edgediffusion.timing import time_call
+
+REST_S: Final = 0.05
+"""Idle threads of math libraries spin for some milliseconds; the next in turn must not pay."""
+
+
+def measure(
+    workloads: Mapping[str, Callable[[], object]],
+    rounds: int,
+    on_progress: Callable[[str], None] = lambda _: None,
+    rest_s: float = REST_S,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, list[float]]:
+    """Return milliseconds of each workload by ``clock``, one entry for each round.
+
+    One round before the first is thrown away. The order turns by one from round to round, so that
+    nobody always follows the same neighbour. Ctrl-C ends the measuring and keeps the whole rounds;
+    where there is none yet, it goes on as KeyboardInterrupt.
+    """
+    names = list(workloads)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    try:
+        for index in range(-1, rounds):
+            turned = names[index % len(names) :] + names[: index % len(names)]
+            phase = f"round {index + 1} of {rounds}" if index >= 0 else "warm-up"
+            found = {}
+            for name in turned:
+                on_progress(f"{phase}: {name}")
+                time.sleep(rest_s)
+                found[name] = time_call(workloads[name], clock)
+            if index >= 0:
+                for name in names:
+                    samples[name].append(found[name])
+    except KeyboardInterrupt:
+        if not all(samples.values()):
+            raise
+        on_progress("interrupted: the whole rounds are kept")
+    whole = min(map(len, samples.values()), default=0)
+    return {name: each[:whole] for name, each in samples.items()}

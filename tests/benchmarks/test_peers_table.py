@@ -1,0 +1,48 @@
+from benchmarks.peers_table import peers_table, stage_names
+from tests.benchmarks.samples import peers_report
+
+
+def rows(table: str, name: str) -> list[list[str]]:
+    """The cells of a contender's rows, one list for each table."""
+    lines = [line for line in table.splitlines() if line.startswith(f"| `{name}`")]
+    return [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
+
+
+def test_every_contender_has_its_row() -> None:
+    table = peers_table(peers_report())
+    for name in ("diffusers", "ours", "cheat", "gone"):
+        assert rows(table, name)
+    assert stage_names(peers_report()) == ["cold_start", "unet_b2", "vae_decode"]
+
+
+def test_times_are_medians_and_what_was_not_measured_is_a_dash() -> None:
+    table = peers_table(peers_report())
+    assert rows(table, "ours")[0] == ["3,000", "150", "300"]
+    assert rows(table, "gone")[0] == ["-", "-", "-"]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    table = rows(peers_table(peers_report()), "ours")
+    assert table[1] == ["1.00", "0.50 (0.50 to 0.50)", "0.50 (0.50 to 0.50)"]
+    assert len(rows(peers_table(peers_report()), "diffusers")) == 2  # none to itself
+
+
+def test_memory_disk_and_sameness_are_shown() -> None:
+    table = peers_table(peers_report())
+    assert rows(table, "ours")[-1] == ["1,234", "30", "225", "1.5e-05", "61.2", "none"]
+    assert rows(table, "diffusers")[-1][-3:] == ["0.0e+00", "identical", "none"]
+    assert rows(table, "cheat")[-1][-1] == "fewer steps"
+    assert rows(table, "gone")[-1] == ["-"] * 6
+
+
+def test_reasons_stand_below() -> None:
+    table = peers_table(peers_report())
+    assert "- `ours` has no load: graphs load when they are needed" in table
+    assert "- `cheat` is failed: ended with 139" in table
+    assert "- `gone` is unavailable: no wheel" in table
+
+
+def test_a_run_without_the_reference_has_no_ratios() -> None:
+    report = peers_report()
+    del report["contenders"]["diffusers"]
+    assert rows(peers_table(report), "ours")[1] == ["-", "-", "-"]

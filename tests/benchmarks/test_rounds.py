@@ -1,0 +1,56 @@
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.rounds import measure
+
+
+class Log:
+    """Workloads that note when they ran, and may be interrupted."""
+
+    def __init__(self, interrupt_at: int | None = None) -> None:
+        self.calls: list[str] = []
+        self.interrupt_at = interrupt_at
+
+    def __call__(self, name: str) -> Callable[[], None]:
+        def run() -> None:
+            self.calls.append(name)
+            if len(self.calls) == self.interrupt_at:
+                raise KeyboardInterrupt
+
+        return run
+
+
+def test_workloads_take_turns_and_the_first_round_warms_up() -> None:
+    log = Log()
+    samples = measure({name: log(name) for name in "abc"}, 3, rest_s=0)
+    assert log.calls == [*"cab", *"abc", *"bca", *"cab"]
+    assert {name: len(each) for name, each in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_samples_are_milliseconds_of_their_own_workload() -> None:
+    from time import sleep
+
+    samples = measure({"long": lambda: sleep(0.02), "short": lambda: None}, 2, rest_s=0)
+    assert min(samples["long"]) >= 20
+    assert max(samples["short"]) < min(samples["long"])
+
+
+def test_another_clock_can_be_used() -> None:
+    now = iter(range(0, 100_000_000, 3_000_000))
+    assert measure({"a": lambda: None}, 2, rest_s=0, clock=lambda: next(now)) == {"a": [3.0, 3.0]}
+
+
+def test_an_interruption_keeps_the_whole_rounds() -> None:
+    log, said = Log(interrupt_at=8), []
+    samples = measure({name: log(name) for name in "abc"}, 9, said.append, rest_s=0)
+    assert {len(each) for each in samples.values()} == {1}
+    assert said[0] == "warm-up: c"
+    assert said[3] == "round 1 of 9: a"
+    assert said[-1] == "interrupted: the whole rounds are kept"
+
+
+def test_an_interruption_before_the_first_round_goes_on() -> None:
+    log = Log(interrupt_at=5)
+    with pytest.raises(KeyboardInterrupt):
+        measure({name: log(name) for name in "abc"}, 9, rest_s=0)
