@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import edgediffusion as ed
-from benchmarks.full_size import psnr
+from benchmarks.sameness import psnr_db
 from edgediffusion.golden import relative_l2
 from edgediffusion.options import NAMES
 from tests.checkpoints import diffusers_latents, diffusers_pipeline
@@ -104,7 +104,7 @@ def test_latents_and_pictures_equal_diffusers(
     request = ed.Request(prompt=PROMPT, steps=20, seed=7, sampler=sampler, guidance=guidance)
     result = pipe.generate(request)
     assert relative_l2(result.latents, want_latents) <= LATENTS_L2
-    assert psnr(result.images, want_picture) >= PSNR_DB
+    assert psnr_db(result.images, want_picture) >= PSNR_DB
     assert want_picture.std() > 10, "a flat picture would prove nothing"
 
 
@@ -112,7 +112,7 @@ def test_another_seed_is_another_picture(pipe: ed.Pipeline, reference: Any) -> N
     want_latents, want_picture = diffusers_picture(reference, "ddim", 7, 4.0)
     result = pipe.generate(ed.Request(prompt=PROMPT, steps=20, seed=8, sampler="ddim", guidance=4))
     assert relative_l2(result.latents, want_latents) > 100 * LATENTS_L2
-    assert psnr(result.images, want_picture) < PSNR_DB / 2
+    assert psnr_db(result.images, want_picture) < PSNR_DB / 2
 
 
 def test_a_diffusers_batch_is_the_same_batch(pipe: ed.Pipeline, reference: Any) -> None:
