@@ -199,7 +199,8 @@ def savings() -> str:
         f"{len(base['right']):,} held-out captions of the demo, the same seeds in every way, "
         f"{figures['machine']['cores']} cores of {figures['machine']['cpu']}. Time is that of the "
         "picture with nothing left out, made in the same minute; PSNR is to that picture. With "
-        "95 % intervals. Command: `python benchmarks/savings.py shapes`.\n\n" + table(head, rows)
+        "95 % intervals. Command: `python benchmarks/savings.py shapes --number "
+        f"{len(base['right'])}`.\n\n" + table(head, rows)
     )
 
 

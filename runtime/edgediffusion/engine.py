@@ -155,7 +155,7 @@ def _input_faults(spec: GraphSpec, inputs: Mapping[str, Array]) -> list[str]:
         tensor = expected.get(name)
         if tensor is None:
             faults.append(f"{name}: unknown, graph takes {', '.join(expected)}")
-        elif array.dtype.name != tensor.dtype or array.shape != tensor.shape:
+        elif array.dtype != tensor.dtype or array.shape != tensor.shape:
             got = f"{array.dtype.name} {array.shape}"
             faults.append(f"{name}: got {got}, graph takes {_say(tensor)}")
     return faults

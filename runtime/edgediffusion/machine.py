@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from edgediffusion.cpu import read_cpu
-
 # The instruction sets that decide which kernels run.
 _TELLING_FLAGS: Final = (
     "avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16",
@@ -23,6 +21,8 @@ _LIBRARIES: Final = (
 
 def machine_facts() -> dict[str, Any]:
     """Return CPU, cores, memory, system and library versions as JSON-ready data."""
+    from edgediffusion.cpu import read_cpu  # benchmarks load this file alone, without the package
+
     model, flags = read_cpu()
     return {
         "cpu": model,

@@ -64,17 +64,18 @@ class Denoised:
         """Derivative of the state by sigma: of variance-exploding states and flows, a new array."""
         return self.linear(1 / self.level.sigma, -1 / self.level.sigma)
 
-    def along(self, length: float) -> Array:
-        """The state moved along `slope` by a length in sigma, a new array.
+    def along(self, length: float, further: Array | None = None) -> Array:
+        """The state moved along `slope` by a length in sigma, and by `further`, a new array.
 
-        A short move is rounded while it is small, in a long one state and move would cancel.
+        A move is rounded by itself, unless it takes nearly all of the state and so would cancel it.
         """
         share = length / self.level.sigma
-        if abs(share) > 0.5:
-            return self.linear(1 + share, -share)
-        moved = self.slope()
-        moved *= length
-        moved += self.x
+        cancels = abs(1 + share) < 0.25
+        moved = self.linear(1 + share, -share) if cancels else length * self.slope()
+        if further is not None:
+            moved += further
+        if not cancels:
+            moved += self.x
         return moved
 
     def unlimited(self) -> Denoised:

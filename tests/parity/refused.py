@@ -221,19 +221,6 @@ DEVIATIONS: Final = (
 )
 
 
-# Rows that rounding alone decides: ours is further from the double evaluation than diffusers' is,
-# though as near as `AMPLIFIED` says.
-#
-# The one that is left: sigma falls by an eighth a step, so LMS's last step, from 0.029 to 0, goes
-# far beyond its four slopes, with weights of either sign that make an error of the model, or of a
-# float32 slope, a hundred times as large: before it ours is 5.5e-7 from double and diffusers'
-# 3.6e-7, after it 1.34e-5 and 1.21e-5. With double on both sides the row agrees to 2.9e-14. From
-# 20 other noises ours comes nearer to double in 9, diffusers' in 11; the medians are 1.36e-5 and
-# 1.32e-5. Summing in double, or slopes before their division, change who is nearer, and no more.
-AMPLIFIED: Final = 5e-5
-ROUNDED: Final = frozenset({"lms-prediction_type=sample,use_exponential_sigmas=True-50"})
-
-
 def refusal(row: Row) -> Refusal | None:
     """Find out why diffusers cannot run a row; None if it can."""
     return next((each for each in REFUSALS if each.holds(row)), None)

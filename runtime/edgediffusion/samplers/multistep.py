@@ -31,9 +31,8 @@ def lms(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> States:
         said = denoise(x, row)
         sigmas = [row.sigma, *sigmas[: LMS_ORDER - 1]]
         weight, *others = lagrange_integrals(sigmas, row.sigma, row.end.sigma)
-        x = said.along(weight)
-        if slopes:
-            x += combine(*zip(others, slopes, strict=True))
+        older = list(zip(others, slopes, strict=True))
+        x = said.along(weight, combine(*reversed(older)) if older else None)
         slopes = [said.slope(), *slopes[: LMS_ORDER - 2]]
         yield x, said.x0
 
