@@ -29,10 +29,9 @@ def measure(
     samples: dict[str, list[float]] = {name: [] for name in names}
     try:
         for index in range(-1, rounds):
-            turned = names[index % len(names) :] + names[: index % len(names)]
             phase = f"round {index + 1} of {rounds}" if index >= 0 else "warm-up"
             found = {}
-            for name in turned:
+            for name in rotated(names, index):
                 on_progress(f"{phase}: {name}")
                 time.sleep(rest_s)
                 found[name] = time_call(workloads[name], clock)
@@ -45,3 +44,9 @@ def measure(
         on_progress("interrupted: the whole rounds are kept")
     whole = min(map(len, samples.values()), default=0)
     return {name: each[:whole] for name, each in samples.items()}
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    """Another one begins in every round."""
+    first = turn % len(names) if names else 0
+    return names[first:] + names[:first]

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "shapes"))
 
 import edgediffusion as ed
+from benchmarks.reports import write_report
 from benchmarks.sameness import psnr_db
-from edgediffusion.files import write_atomically
 from edgediffusion.machine import machine_facts
 
 SCHEMA: Final = "edgediffusion-savings/1"
@@ -66,7 +66,7 @@ def main(
         for seed in track(range(done, number), "captions", console=console):
             add(report, pipe, captions[seed], seed)
             if seed % SAVE_EVERY == SAVE_EVERY - 1 or seed == number - 1:
-                write_atomically(out, json.dumps(report, indent=1).encode() + b"\n")
+                write_report(out, report)
 
 
 def difference(right: list[bool], base: list[bool]) -> tuple[float, float, float]:

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.paired import estimate, ratios
+from benchmarks.reports import ROOT
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
 from edgediffusion.timing import summarize
 
-ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "xeon-avx512-2core"
 PAGES: Final = tuple(
     ROOT / page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -12,31 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from benchmarks.contenders.anchor import Anchor
 from benchmarks.contenders.catalogue import REFERENCE
-from benchmarks.contenders.process import ROOT
 from benchmarks.contenders.rounds import Entry, Plan, Rounds, Row, Say
+from benchmarks.reports import commit, write_report
 from benchmarks.sameness import Picture, Work, compare, read_picture
 from benchmarks.workloads import SCHEDULER, Workload
-from edgediffusion.files import write_atomically
 from edgediffusion.machine import machine_facts
 
 SCHEMA: Final = "edgediffusion-peers/1"
-
-
-def checked_out() -> str:
-    """The commit that is checked out, with a + where the work tree differs from it."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 @dataclass
@@ -57,7 +40,7 @@ class Run:
     say: Say = lambda text: None
     anchor: Anchor = field(default_factory=Anchor)
     machine: dict[str, Any] = field(default_factory=machine_facts)
-    commit: str = field(default_factory=checked_out)
+    commit: str = field(default_factory=lambda: commit() or "unknown")
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def measure(self) -> dict[str, Any]:
@@ -75,8 +58,7 @@ class Run:
         """Write the report as it stands and return it."""
         report = self.report(rounds)
         if self.json is not None:
-            data = msgspec.json.format(msgspec.json.encode(report), indent=1)
-            write_atomically(self.json, data + b"\n")
+            write_report(self.json, report)
         return report
 
     def report(self, rounds: Rounds) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from benchmarks.contenders.process import Process, Refused, WorkerLost
 from benchmarks.contenders.protocol import Job
+from benchmarks.rounds import rotated
 from benchmarks.sameness import GATES
 from edgediffusion.timing import time_call
 
@@ -235,9 +236,3 @@ def ms_of(answer: Mapping[str, Any]) -> float:
     if not isinstance(ms, int | float) or not 0 <= ms < math.inf:
         raise WorkerLost(f"printed rubbish: milliseconds wanted, got {str(answer)[:80]}")
     return float(ms)
-
-
-def rotated(names: list[str], turn: int) -> list[str]:
-    """Another one begins in every round."""
-    first = turn % len(names) if names else 0
-    return names[first:] + names[:first]
