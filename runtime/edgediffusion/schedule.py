@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgediffusion.errors import RequestError, ScheduleError, choices
-from edgediffusion.levels import Float64s, Rows, Visits
+from edgediffusion.levels import Float64s, Level, Rows, Visits
 from edgediffusion.options import Reading, read_config
 from edgediffusion.prediction import Conversion, Limit
 from edgediffusion.scheduler_classes import Options
@@ -37,6 +37,9 @@ class Schedule:
     scheduler : diffusers' class that it stands for.
     conversion : how the model's predictions become x0.
     rows : one for each call of the model.
+    first : the noise that a picture to begin from is laid under.
+    left_out : the rows before them that a strength leaves out; LMS counts them as if they were
+        made. Empty for samplers that lay out a shorter run by themselves.
     init_noise_scale : what unit noise is multiplied by to become the first state.
     spacing : how the levels were laid out: a name in ``SPACINGS``, or timesteps, sigmas or flow.
     options : every option of the scheduler, by diffusers' names, read-only.
@@ -49,11 +52,13 @@ class Schedule:
     scheduler: str
     conversion: Conversion
     rows: Rows
+    first: Level
     init_noise_scale: float
     spacing: str
     options: Options = field(repr=False, compare=False)
     dropped: tuple[str, ...] = ()
     sigma_range: tuple[float, float] = (0.0, 1.0)
+    left_out: Rows = ()
 
     @property
     def prediction(self) -> str:
@@ -126,7 +131,8 @@ def schedule_from_config(
     layout = TABLES[reading.scheduler]
     rows, init_noise_scale = layout.rows(reading.options, visits)
     sigmas = [level.sigma for row in rows for level in (row.start, row.end) if level.sigma > 0]
-    rows = rows[visits.skip * layout.calls :]
+    first = visits.skip * layout.calls
+    left_out, rows = rows[:first], rows[first:]
     if rows[0].alpha == 0 and reading.options.get("prediction_type") == "epsilon":
         raise ScheduleError(
             "rescale_betas_zero_snr: the first step is pure noise, from which a model with "
@@ -138,11 +144,13 @@ def schedule_from_config(
         scheduler=reading.scheduler,
         conversion=_conversion(reading),
         rows=rows,
+        first=layout.first(reading.options, rows[0]),
         init_noise_scale=init_noise_scale,
         spacing=_spacing_name(reading.options, visits, spacing),
         options=MappingProxyType(reading.options),
         dropped=reading.dropped,
         sigma_range=(min(sigmas), max(sigmas)),
+        left_out=left_out,
     )
 
 

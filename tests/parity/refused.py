@@ -1,8 +1,7 @@
-"""What diffusers itself refuses or breaks on, and where we differ from it on purpose: data.
+"""What diffusers itself refuses or breaks on: data.
 
 A combination of options that diffusers cannot run is no row of the matrix; a test runs each of
-them to see that it is still so. A row where diffusers has a defect that we do not repeat is named
-with its reason; a test runs it to see that the two do differ.
+them to see that it is still so.
 """
 
 from __future__ import annotations
@@ -19,17 +18,19 @@ _SAMPLE: Final = {"prediction_type": {"sample"}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combination:
-    """Rows with certain values of certain options.
+class Refusal:
+    """Rows with certain values of certain options, which diffusers cannot run.
 
     samplers : of which samplers.
     options : for each option, the values that are meant; None is its default.
-    steps : at which numbers of steps.
+    error : name of the exception, or `NOT_FINITE` where the trajectory turns NaN or infinite.
     reason : what is the matter with them.
+    steps : at which numbers of steps.
     """
 
     samplers: Collection[str]
     options: Mapping[str, Collection[Any]]
+    error: str
     reason: str
     steps: Collection[int] = STEPS
 
@@ -38,16 +39,6 @@ class Combination:
         values = row.config | row.arguments | {"strength": row.strength}
         meant = all(values.get(key) in allowed for key, allowed in self.options.items())
         return row.sampler in self.samplers and row.steps in self.steps and meant
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal(Combination):
-    """Rows that diffusers cannot run.
-
-    error : name of the exception, or `NOT_FINITE` where the trajectory turns NaN or infinite.
-    """
-
-    error: str
 
 
 REFUSALS: Final = (
@@ -192,40 +183,7 @@ REFUSALS: Final = (
     ),
 )
 
-# Where diffusers has a defect that we do not repeat.
-DEVIATIONS: Final = (
-    Combination(
-        samplers={"pndm"},
-        options={"strength": {0.3, 0.75}},
-        reason="begun in the middle, diffusers' class makes its first step twice though its list "
-        "of timesteps has the second one once: from there on, the model is told a timestep less "
-        "noisy by one step than the latents are",
-    ),
-    Combination(
-        samplers={"lms"},
-        options={"strength": {0.3, 0.75}},
-        reason="begun in the middle, diffusers' class fits its weights to slopes of steps that "
-        "were not made, and drops these: the weights of the others do not sum to the step",
-    ),
-    *(
-        Combination(
-            samplers={"sa_solver"},
-            options={"strength": {strength}, spacing: {True}},
-            steps=steps,
-            reason="begun in the middle, diffusers' class lays the start under the noise of the "
-            "rounded timestep, and then steps as if it had the noise of the sigma",
-        )
-        for spacing in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-        for strength, steps in ((0.75, STEPS), (0.3, (20, 50)))  # 0.3 of 5 is the last step alone
-    ),
-)
-
 
 def refusal(row: Row) -> Refusal | None:
     """Find out why diffusers cannot run a row; None if it can."""
     return next((each for each in REFUSALS if each.holds(row)), None)
-
-
-def deviation(row: Row) -> Combination | None:
-    """Find out why we differ from diffusers in a row; None if we do not."""
-    return next((each for each in DEVIATIONS if each.holds(row)), None)

@@ -38,7 +38,7 @@ class Row:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        """Name the row: a test id, and the key of its deviation."""
+        """Name the row: a test id."""
         parts = [f"{key}={_short(value)}" for key, value in self.options.items()]
         parts += [f"listed_{key}" for key in self.lists]
         parts += [f"strength={self.strength}"] if self.strength < 1 else []

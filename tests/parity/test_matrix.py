@@ -18,10 +18,8 @@ from tests.parity.matrix import MATRIX, everything, matrix, refused
 from tests.parity.ours import inputs
 from tests.parity.reference import float32_run
 from tests.parity.refused import (
-    DEVIATIONS,
     NOT_FINITE,
     REFUSALS,
-    deviation,
     refusal,
 )
 from tests.parity.rows import Row
@@ -54,20 +52,12 @@ def outcome(row: Row) -> str:
     return "finite" if all(np.isfinite(x).all() for x in latents) else NOT_FINITE
 
 
-REGULAR = [row for row in matrix() if not deviation(row)]
-
-
-@pytest.mark.parametrize("row", parameters(REGULAR))
+@pytest.mark.parametrize("row", parameters(matrix()))
 def test_parity(row: Row) -> None:
     if row.sampler == "dpmpp_sde":
         pytest.importorskip("torchsde", reason="diffusers' DPMSolverSDE draws from torchsde")
     verdict = judge(row)
     assert verdict.passes, told(row, verdict)
-
-
-@pytest.mark.parametrize("row", parameters([row for row in matrix() if deviation(row)]))
-def test_deviation(row: Row) -> None:
-    assert not judge(row).passes, f"{row} agrees with diffusers now: take it off the deviations"
 
 
 @pytest.mark.parametrize("row", parameters(refused()))
@@ -77,9 +67,8 @@ def test_diffusers_refuses(row: Row) -> None:
     assert outcome(row) == known.error, f"diffusers no longer fails so: {known.reason}"
 
 
-def test_every_refusal_and_deviation_is_of_a_row() -> None:
+def test_every_refusal_is_of_a_row() -> None:
     assert all(any(each.holds(row) for row in refused()) for each in REFUSALS)
-    assert all(any(each.holds(row) for row in matrix()) for each in DEVIATIONS)
 
 
 @pytest.mark.parametrize("class_name", sorted(MATRIX))

@@ -416,8 +416,31 @@ def test_strength_keeps_the_clean_end() -> None:
     assert schedule_from_config(config("euler"), steps=10, strength=0.35).rows == whole[7:]
     heun = schedule_from_config(config("heun"), steps=10).rows
     assert schedule_from_config(config("heun"), steps=10, strength=0.35).rows == heun[14:]
-    again = schedule_from_config(config("pndm"), steps=10, strength=0.35).rows
-    assert [row.timestep for row in again] == [201, 101, 101, 1]
+    assert schedule_from_config(config("euler"), steps=10, strength=0.35).left_out == whole[:7]
+
+
+def test_pndm_begun_in_the_middle_makes_its_first_step_twice_as_diffusers_does() -> None:
+    whole = schedule_from_config(config("pndm"), steps=10).rows
+    assert [row.timestep for row in whole[:4]] == [901, 801, 801, 701]
+    cut = schedule_from_config(config("pndm"), steps=10, strength=0.35).rows
+    assert (
+        [row.timestep for row in cut] == [row.timestep for row in whole[7:]] == [301, 201, 101, 1]
+    )
+    assert cut[1].start == cut[0].level  # the first step again
+    assert cut[2:] == whole[9:]  # told a timestep that is less noisy than the latents are
+
+
+def test_pndm_by_runge_kutta_does_not_begin_in_the_middle() -> None:
+    with pytest.raises(RequestError, match="without skip_prk_steps cannot begin in the middle"):
+        schedule_from_config(config("pndm", skip_prk_steps=False), steps=10, strength=0.5)
+
+
+def test_sa_solver_lays_a_picture_under_the_noise_of_the_whole_timestep() -> None:
+    spaced = schedule_from_config(config("sa_solver"), 10, spacing="karras", strength=0.5)
+    even = schedule_from_config(config("sa_solver"), 10, strength=0.5)
+    assert spaced.first != spaced.rows[0].level
+    assert spaced.first.sigma == pytest.approx(spaced.rows[0].level.sigma, rel=0.01)
+    assert even.first == pytest.approx(even.rows[0].level, rel=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0, -1, 1.1, math.nan, "half"])

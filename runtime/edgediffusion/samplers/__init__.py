@@ -142,8 +142,7 @@ def _first_state(schedule: Schedule, noise: Array, start: Array | None) -> Array
             f"start: got shape {clean.shape}, expected finite latents of the noise's shape "
             f"{unit.shape}; encode the picture at the size of the run"
         )
-    first = schedule.rows[0].level
-    return first.alpha * clean + first.sigma * unit
+    return schedule.first.alpha * clean + schedule.first.sigma * unit
 
 
 def _numbered(schedule: Schedule, states: States) -> Iterator[SamplerStep]:

@@ -24,14 +24,18 @@ TINY = 1e-8  # of alpha, below which iPNDM takes a state for noise alone
 
 
 def lms(denoise: Denoise, x: Array, table: Schedule, _: NoiseSource) -> States:
-    """Linear multistep in sigma, its weights fitted to the uneven steps: k-diffusion."""
+    """Linear multistep in sigma, its weights fitted to the uneven steps: k-diffusion.
+
+    Begun in the middle, the weights are fitted to the steps before it, too, as in diffusers, though
+    there are no slopes of these.
+    """
     slopes: list[Array] = []
-    sigmas: list[float] = []
+    sigmas = [row.sigma for row in reversed(table.left_out[1 - LMS_ORDER :])]
     for row in table.rows:
         said = denoise(x, row)
         sigmas = [row.sigma, *sigmas[: LMS_ORDER - 1]]
         weight, *others = lagrange_integrals(sigmas, row.sigma, row.end.sigma)
-        older = list(zip(others, slopes, strict=True))
+        older = list(zip(others, slopes, strict=False))
         x = said.along(weight, combine(*reversed(older)) if older else None)
         slopes = [said.slope(), *slopes[: LMS_ORDER - 2]]
         yield x, said.x0

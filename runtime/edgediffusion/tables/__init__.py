@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from edgediffusion.levels import Rows, Visits
+from edgediffusion.levels import Level, Row, Rows, Visits
 from edgediffusion.scheduler_classes import Options
 from edgediffusion.tables.continuous import edm_rows, flow_heun_rows, flow_rows, ipndm_rows
 from edgediffusion.tables.exploding import (
@@ -22,9 +22,14 @@ from edgediffusion.tables.preserving import (
     edm_dpm_rows,
     sa_rows,
     singlestep_rows,
+    trained_level,
     unipc_rows,
 )
 from edgediffusion.tables.whole import ddim_rows, ddpm_rows, lcm_rows, pndm_rows, tcd_rows
+
+
+def _own_level(_: Options, row: Row) -> Level:
+    return row.level
 
 
 class Layout(NamedTuple):
@@ -32,10 +37,12 @@ class Layout(NamedTuple):
 
     rows : gives a run's rows, and the scale that turns unit noise into its first state.
     calls : rows of a step, save perhaps the last; 0 where `rows` itself leaves out `Visits.skip`.
+    first : gives the noise to lay a picture under, for a run that begins at that row.
     """
 
     rows: Callable[[Options, Visits], tuple[Rows, float]]
     calls: int = 1
+    first: Callable[[Options, Row], Level] = _own_level
 
 
 TABLES: Final[Mapping[str, Layout]] = {
@@ -53,7 +60,7 @@ TABLES: Final[Mapping[str, Layout]] = {
     "DPMSolverSinglestepScheduler": Layout(singlestep_rows, calls=0),
     "UniPCMultistepScheduler": Layout(unipc_rows),
     "DEISMultistepScheduler": Layout(deis_rows),
-    "SASolverScheduler": Layout(sa_rows),
+    "SASolverScheduler": Layout(sa_rows, first=trained_level),
     "LCMScheduler": Layout(lcm_rows),
     "TCDScheduler": Layout(tcd_rows),
     "IPNDMScheduler": Layout(ipndm_rows),

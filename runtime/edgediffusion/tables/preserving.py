@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from edgediffusion.errors import RequestError
-from edgediffusion.levels import Float64s, Row, Rows, Visits, call, flowing, preserving
+from edgediffusion.levels import Float64s, Level, Row, Rows, Visits, call, flowing, preserving
 from edgediffusion.scheduler_classes import Options
 from edgediffusion.spacing import SPACED_SIGMAS, spaced_timesteps
 from edgediffusion.tables.continuous import edm_rows, flow_list, shifted, stretched
@@ -191,3 +191,12 @@ def sa_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
     if rows[-1].end.sigma == 0:
         raise RequestError("sigmas: sa_solver cannot end without noise; end at 0.03, say")
     return _counted_down(options, rows, options["predictor_order"]), 1.0
+
+
+def trained_level(options: Options, row: Row) -> Level:
+    """Look up the noise of a row's whole timestep, whatever the row's own.
+
+    diffusers' SA-Solver lays a picture to begin from under it.
+    """
+    (level,) = preserving([sigma_table(options)[int(row.timestep)]])
+    return level

@@ -116,26 +116,38 @@ def ddpm_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
 
 
 def pndm_rows(options: Options, visits: Visits) -> tuple[Rows, float]:
-    """Lay out pndm: by multistep alone, or after three steps by Runge-Kutta."""
+    """Lay out pndm: by multistep alone, or after three steps by Runge-Kutta.
+
+    Begun in the middle, diffusers leaves out calls, and steps with those that stay as if they were
+    the first ones of a whole run.
+    """
     if visits.steps is None:
         raise RequestError("timesteps: sampler 'pndm' needs an even spacing; pass steps instead")
     level = _levels(options)
     stride = options["num_train_timesteps"] // visits.steps
-    timesteps = _timesteps(options, visits)[visits.skip :]
-    prk: list[Row] = []
+    timesteps = _timesteps(options, visits)
     if not options["skip_prk_steps"]:
-        if len(timesteps) <= PRK_STEPS:
-            raise RequestError(
-                f"steps: sampler 'pndm' without skip_prk_steps needs at least {PRK_STEPS + 1}, "
-                f"got {len(timesteps)}; take more, or set skip_prk_steps"
-            )
-        prk, timesteps = _prk_rows(level, timesteps, stride), timesteps[PRK_STEPS:]
-    rows = [call(t, level(t), level(t - stride)) for t in timesteps]
-    if not prk and len(rows) > 1:
-        # The second timestep is visited twice: its first call makes the step that led there again.
-        t = timesteps[1]
-        rows.insert(1, call(t, level(t), level(t), start=level(t + stride)))
-    return (*prk, *rows), 1.0
+        _check_runge_kutta(timesteps, visits.skip)
+        rest = [call(t, level(t), level(t - stride)) for t in timesteps[PRK_STEPS:]]
+        return (*_prk_rows(level, timesteps, stride), *rest), 1.0
+    # The second timestep is visited twice: its first call makes the step that led there again.
+    told = [*timesteps[:2], *timesteps[1:]][visits.skip :]
+    rows = [call(t, level(t), level(t - stride)) for t in told]
+    rows[1:2] = [call(t, level(t), level(t), start=level(t + stride)) for t in told[1:2]]
+    return tuple(rows), 1.0
+
+
+def _check_runge_kutta(timesteps: list[float], skip: int) -> None:
+    if len(timesteps) <= PRK_STEPS:
+        raise RequestError(
+            f"steps: sampler 'pndm' without skip_prk_steps needs at least {PRK_STEPS + 1}, "
+            f"got {len(timesteps)}; take more, or set skip_prk_steps"
+        )
+    if skip:  # diffusers' class would step from the noisy end all the same, and blow up
+        raise RequestError(
+            "strength: sampler 'pndm' without skip_prk_steps cannot begin in the middle; "
+            "set skip_prk_steps, or use another sampler"
+        )
 
 
 def _prk_rows(level: LevelAt, timesteps: list[float], stride: int) -> list[Row]:
