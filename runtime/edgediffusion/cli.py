@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -94,7 +94,9 @@ def generate(
     negative: Annotated[str, typer.Option(help="What the picture stays away from.")] = "",
     batch: Annotated[int, typer.Option(help="Number of pictures; seeds count up.")] = 1,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, one of the bundle's.")] = None,
-    decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle has one.")] = "full",
+    decoder: Annotated[
+        str | None, typer.Option(help="full, or tiny where the bundle has one.")
+    ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOW:HIGH noise levels with guidance, like 0.3:inf.")
     ] = None,
@@ -109,6 +111,9 @@ def generate(
     clip_skip: SkipOption = None,
     negative_clip_skip: SkipOption = None,
     embedding: EmbeddingOption = None,
+    preset: Annotated[
+        str | None, typer.Option(help="fast: less time for a little quality; see docs/speed.md.")
+    ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -127,7 +132,7 @@ def generate(
         noise=noise,  # type: ignore[arg-type]  # checked with the rest
         batch=batch,
         size=parse_size(size) if size else None,
-        decoder=_decoder(decoder),
+        decoder=decoder,  # type: ignore[arg-type]
         guidance_interval=_noise_levels(guidance_interval),
         deepcache_interval=deepcache,
         deepcache_start=deepcache_start,
@@ -136,6 +141,7 @@ def generate(
         clip_skip=clip_skip,
         negative_clip_skip=negative_clip_skip,
         embeddings=_embeddings(embedding),
+        preset=preset,
     )
     with _notes.status("opening the bundle"):  # a large one is hashed when it is new here
         pipe = ed.Pipeline.open(bundle, device=device, threads=threads)
@@ -422,12 +428,6 @@ def _noise_levels(text: str | None) -> tuple[float, float] | None:
             f"guidance interval {text!r} is not LOW:HIGH in noise levels, like 0.3:inf"
         ) from None
     return low, high
-
-
-def _decoder(text: str) -> Literal["full", "tiny"]:
-    if text not in ("full", "tiny"):
-        raise RequestError(f"unknown decoder {text!r}: known: full, tiny")
-    return text  # type: ignore[return-value]
 
 
 def _embeddings(given: Sequence[str] | None) -> tuple[ed.TextualInversion, ...]:

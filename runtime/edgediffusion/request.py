@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from edgediffusion.bundle import Bundle, say_size
@@ -15,6 +15,7 @@ from edgediffusion.conditioning import LongPrompts, PromptOptions, Syntax
 from edgediffusion.errors import RequestError, choices
 from edgediffusion.manifest import DEEP
 from edgediffusion.noise import NoiseKind, NoiseLayout
+from edgediffusion.presets import PRESETS
 from edgediffusion.samplers import SAMPLERS
 from edgediffusion.text_encoder import check_clip_skip, require_prompt_graph
 from edgediffusion.textual_inversion import (
@@ -24,6 +25,7 @@ from edgediffusion.textual_inversion import (
     load_embeddings,
 )
 
+TINY_DECODER = "vae_tiny_decoder"
 MAX_STEPS = 1000
 MAX_BATCH = 1024
 
@@ -49,7 +51,7 @@ class Request:
     deepcache_start : calls at the beginning that all run the whole UNet.
     batch : number of pictures. Image i equals the single picture of its seed.
     size : (height, width) in pixels, one of the bundle's.
-    decoder : ``full`` or ``tiny``, the small fast decoder where the bundle has one.
+    decoder : ``full``, the default, or ``tiny``, the small fast one where the bundle has it.
     noise : whose random numbers: ``torch-cpu``, or ``torch-cuda`` for those of a GPU.
     noise_layout : ``per-image``, or ``diffusers-batch`` to draw the batch as one tensor.
     prompt_syntax : ``plain`` takes every character as text, as diffusers does; ``weighted`` reads
@@ -61,6 +63,8 @@ class Request:
     negative_clip_skip : the same for the negative prompt, where diffusers leaves out none and
         A1111's web UI as many as for the prompt.
     embeddings : textual inversions, as files or ``TextualInversion``, that the prompts may name.
+    preset : ``fast``, measured options for less time at a small price in quality; see
+        ``edgediffusion.presets.PRESETS``. It fills the fields that are None.
     """
 
     prompt: str = ""
@@ -77,7 +81,7 @@ class Request:
     deepcache_start: int = 0
     batch: int = 1
     size: tuple[int, int] | None = None
-    decoder: Literal["full", "tiny"] = "full"
+    decoder: Literal["full", "tiny"] | None = None
     noise: NoiseKind = "torch-cpu"
     noise_layout: NoiseLayout = "per-image"
     prompt_syntax: Syntax = "plain"
@@ -85,6 +89,7 @@ class Request:
     clip_skip: int | None = None
     negative_clip_skip: int | None = None
     embeddings: Sequence[TextualInversion | str | os.PathLike[str]] = ()
+    preset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +121,8 @@ class Plan:
 
 
 def plan_request(request: Request, bundle: Bundle) -> Plan:
-    """Fill in the bundle's defaults and check the request; raises RequestError."""
+    """Fill in the preset and the bundle's defaults, and check the request; raises RequestError."""
+    request = _with_preset(request, bundle)
     defaults = bundle.manifest.defaults
     steps = defaults.steps if request.steps is None else request.steps
     guidance = defaults.guidance if request.guidance is None else request.guidance
@@ -145,7 +151,7 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         guidance_rescale=float(request.guidance_rescale),
         savings=_savings(request, bundle),
         size=_size(request.size, bundle),
-        decoder=_decoder(request.decoder, bundle),
+        decoder=_decoder(request.decoder or "full", bundle),
         noise=request.noise,
         noise_layout=request.noise_layout,
         prompt_options=plan_prompts(
@@ -186,6 +192,18 @@ def request_from_recipe(recipe: dict[str, Any]) -> Request:
         chosen["guidance_interval"] = (low, math.inf if high is None else high)
     chosen["embeddings"] = tuple(map(embedding_from_recipe, chosen.get("embeddings", ())))
     return Request(**chosen)
+
+
+def _with_preset(request: Request, bundle: Bundle) -> Request:
+    """Fill fields that are None; a tiny decoder only where the bundle has one."""
+    if request.preset is None:
+        return request
+    _check_choice("preset", request.preset, list(PRESETS))
+    preset = dict(PRESETS[request.preset])
+    if TINY_DECODER not in bundle.manifest.components:
+        preset.pop("decoder", None)
+    chosen = {name: value for name, value in preset.items() if getattr(request, name) is None}
+    return replace(request, **chosen, preset=None)
 
 
 def _check_text(request: Request) -> None:
@@ -276,7 +294,7 @@ def _size(size: tuple[int, int] | None, bundle: Bundle) -> tuple[int, int]:
 
 def _decoder(decoder: str, bundle: Bundle) -> str:
     _check_choice("decoder", decoder, ("full", "tiny"))
-    component = {"full": "vae_decoder", "tiny": "vae_tiny_decoder"}[decoder]
+    component = {"full": "vae_decoder", "tiny": TINY_DECODER}[decoder]
     if component not in bundle.manifest.components:
         raise RequestError(
             f"bundle {bundle.manifest.name} has no {decoder} decoder: its checkpoint had no "

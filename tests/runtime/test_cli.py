@@ -89,6 +89,7 @@ def test_quiet_leaves_only_errors_on_stderr(
         (["--negative-clip-skip", "-1"], "negative_clip_skip must be a whole number of at least 0"),
         (["--size", "large"], "size 'large' is not HEIGHTxWIDTH in pixels, like 512x768"),
         (["--decoder", "small"], "unknown decoder 'small': known: full, tiny"),
+        (["--preset", "fats"], "unknown preset 'fats': did you mean fast?"),
         (["--guidance-interval", "3"], "guidance interval '3' is not LOW:HIGH in noise levels"),
         (["--guidance-interval", "5:1"], "guidance_interval must be two noise levels"),
         (["--deepcache", "0"], "deepcache_interval must be a whole number from 1 to 1000"),
