@@ -45,6 +45,8 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "tiny decoder": {"decoder": "tiny"},
     "12 steps": {"steps": 12},
     "8 steps": {"steps": 8},
+    "10 steps of dpmpp_2s": {"steps": 10, "sampler": "dpmpp_2s"},
+    "preset fast": {"preset": "fast", "steps": None},
 }
 SAVE_EVERY: Final = 25
 

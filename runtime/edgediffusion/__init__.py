@@ -29,6 +29,7 @@ from edgediffusion.pipeline import Embeddings, Pipeline, Result, Step
 from edgediffusion.request import Request
 from edgediffusion.samplers import SAMPLERS, sample
 from edgediffusion.schedule import Schedule, schedule_from_config
+from edgediffusion.start_image import StartImage
 from edgediffusion.textual_inversion import TextualInversion
 from edgediffusion.timing import Timings
 
@@ -57,6 +58,7 @@ __all__ = [
     "Result",
     "Schedule",
     "ScheduleError",
+    "StartImage",
     "Step",
     "TextualInversion",
     "Timings",

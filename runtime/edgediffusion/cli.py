@@ -111,6 +111,12 @@ def generate(
     clip_skip: SkipOption = None,
     negative_clip_skip: SkipOption = None,
     embedding: EmbeddingOption = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Begin from this picture: image to image.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of it to give over, above 0 to 1; 0.8.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="fast: less time for a little quality; see docs/speed.md.")
     ] = None,
@@ -141,6 +147,8 @@ def generate(
         clip_skip=clip_skip,
         negative_clip_skip=negative_clip_skip,
         embeddings=_embeddings(embedding),
+        image=image,
+        strength=strength,
         preset=preset,
     )
     with _notes.status("opening the bundle"):  # a large one is hashed when it is new here

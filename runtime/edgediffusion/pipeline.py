@@ -23,12 +23,13 @@ from edgediffusion.engine import Engine, EngineOptions
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
 from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
 from edgediffusion.manifest import PLAIN, LatentSpec, variant_name
-from edgediffusion.noise import noise_source
+from edgediffusion.noise import NoiseSource, noise_source
 from edgediffusion.options import read_config
 from edgediffusion.picture import save_png
 from edgediffusion.request import Plan, Request, plan_prompts, plan_request
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import Schedule, schedule_from_config
+from edgediffusion.start_image import encode_start, start_entry
 from edgediffusion.text_encoder import TextEncoder, check_clip_skip
 from edgediffusion.textual_inversion import TextualInversion, recipe_entry
 from edgediffusion.timing import Stopwatch, Timings
@@ -74,6 +75,7 @@ class Result:
         }
         request = {f.name: getattr(self.request, f.name) for f in fields(self.request)} | seeds
         request["embeddings"] = [recipe_entry(each) for each in self.request.embeddings]
+        request["image"] = start_entry(self.request.image)
         return {
             "request": request,
             "image": index,
@@ -191,6 +193,7 @@ class Pipeline:
             steps=plan.steps,
             sampler=plan.sampler,
             spacing=plan.schedule,
+            strength=plan.start.strength if plan.start else 1.0,
             **self._sampler_options(plan),
         )
         steps = self._run(plan, schedule)
@@ -288,7 +291,8 @@ class Pipeline:
             latent = self.bundle.manifest.latent
             sides = (side // latent.downsampling for side in plan.size)
             shape = (len(plan.seeds), latent.channels, *sides)
-            steps = trajectory(schedule, denoiser, noise(shape), rng=noise)
+            start = self._encode_start(plan, noise, watch)
+            steps = trajectory(schedule, denoiser, noise(shape), rng=noise, start=start)
             for state in watch.each(steps):
                 self._check_cancelled()
                 step = Step(
@@ -382,6 +386,17 @@ class Pipeline:
             )
         return chosen
 
+    def _encode_start(self, plan: Plan, noise: NoiseSource, watch: Stopwatch) -> Float | None:
+        """Bring the picture to begin from, if any, into the latents: one for each image."""
+        if plan.start is None:
+            return None
+        engine = self.engine("vae_encoder", 1, plan.size, watch)
+        count = len(plan.seeds)
+        draws = 1 if plan.noise_layout == "diffusers-batch" else count
+        with watch("vae_encoder"):
+            start = encode_start(plan.start, engine, self.bundle.manifest.latent, noise, draws)
+        return np.repeat(start, count // draws, axis=0)
+
     def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
         engine = self.engine(plan.decoder, 1, plan.size, watch)
         latent = self.bundle.manifest.latent
@@ -448,6 +463,8 @@ def _filled_in(plan: Plan, schedule: Schedule) -> Request:
         long_prompts=plan.prompt_options.long_prompts,
         clip_skip=plan.clip_skip or None,
         negative_clip_skip=plan.negative_clip_skip or None,
+        image=plan.start.origin if plan.start else None,
+        strength=plan.start.strength if plan.start else None,
         embeddings=tuple(
             TextualInversion(each.file, each.name, each.sha256)
             for each in plan.prompt_options.embeddings

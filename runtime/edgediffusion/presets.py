@@ -11,8 +11,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "fast": MappingProxyType(
             {
                 "steps": 10,
-                "sampler": "ddim",
-                "schedule": "trailing",
+                "sampler": "dpmpp_2s",
                 "guidance_interval": (1.0, float("inf")),
                 "decoder": "tiny",
             }

@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from edgediffusion.bundle import Bundle, say_size
@@ -17,6 +17,7 @@ from edgediffusion.manifest import DEEP
 from edgediffusion.noise import NoiseKind, NoiseLayout
 from edgediffusion.presets import PRESETS
 from edgediffusion.samplers import SAMPLERS
+from edgediffusion.start_image import ImageLike, Start, read_start, start_from_recipe
 from edgediffusion.text_encoder import check_clip_skip, require_prompt_graph
 from edgediffusion.textual_inversion import (
     Embedding,
@@ -26,6 +27,7 @@ from edgediffusion.textual_inversion import (
 )
 
 TINY_DECODER = "vae_tiny_decoder"
+STRENGTH = 0.8  # as in diffusers
 MAX_STEPS = 1000
 MAX_BATCH = 1024
 
@@ -63,6 +65,10 @@ class Request:
     negative_clip_skip : the same for the negative prompt, where diffusers leaves out none and
         A1111's web UI as many as for the prompt.
     embeddings : textual inversions, as files or ``TextualInversion``, that the prompts may name.
+    image : a picture to begin from instead of noise alone: a file, or a uint8 array of shape
+        (height, width, 3). It must have the shape of the run and is scaled to its size.
+    strength : above 0 to 1: how much of the run the picture is given over to; None: 0.8. Of
+        ``steps`` steps, ``int(steps * strength)`` are made.
     preset : ``fast``, measured options for less time at a small price in quality; see
         ``edgediffusion.presets.PRESETS``. It fills the fields that are None.
     """
@@ -89,6 +95,8 @@ class Request:
     clip_skip: int | None = None
     negative_clip_skip: int | None = None
     embeddings: Sequence[TextualInversion | str | os.PathLike[str]] = ()
+    image: ImageLike | None = field(default=None, compare=False)
+    strength: float | None = None
     preset: str | None = None
 
 
@@ -113,6 +121,7 @@ class Plan:
     prompt_options: PromptOptions
     clip_skip: int
     negative_clip_skip: int
+    start: Start | None = None
 
     @property
     def guided(self) -> bool:
@@ -139,6 +148,7 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
     _check_share("guidance_rescale", request.guidance_rescale)
     if request.eta is not None:
         _check_share("eta", request.eta)
+    size = _size(request.size, bundle)
     return Plan(
         prompt=request.prompt,
         negative=request.negative,
@@ -150,7 +160,7 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         eta=request.eta,
         guidance_rescale=float(request.guidance_rescale),
         savings=_savings(request, bundle),
-        size=_size(request.size, bundle),
+        size=size,
         decoder=_decoder(request.decoder or "full", bundle),
         noise=request.noise,
         noise_layout=request.noise_layout,
@@ -161,6 +171,7 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         negative_clip_skip=check_clip_skip(
             "negative_clip_skip", request.negative_clip_skip, bundle
         ),
+        start=_start(request, size, bundle),
     )
 
 
@@ -191,6 +202,7 @@ def request_from_recipe(recipe: dict[str, Any]) -> Request:
         low, high = chosen["guidance_interval"]  # JSON has no infinity: null
         chosen["guidance_interval"] = (low, math.inf if high is None else high)
     chosen["embeddings"] = tuple(map(embedding_from_recipe, chosen.get("embeddings", ())))
+    chosen["image"] = start_from_recipe(chosen.get("image"))
     return Request(**chosen)
 
 
@@ -226,6 +238,19 @@ def _check_share(name: str, value: object) -> None:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise RequestError(f"unknown {name} {value!r}: {choices(str(value), known)}")
+
+
+def _start(request: Request, size: tuple[int, int], bundle: Bundle) -> Start | None:
+    if request.image is None:
+        if request.strength is not None:
+            raise RequestError("strength is for image to image: pass image=, too, or leave it out")
+        return None
+    if "vae_encoder" not in bundle.manifest.components:
+        raise RequestError(
+            f"bundle {bundle.manifest.name} has no VAE encoder, which image needs: export it again"
+        )
+    strength = STRENGTH if request.strength is None else request.strength
+    return read_start(request.image, strength, size)
 
 
 def _savings(request: Request, bundle: Bundle) -> Savings:
