@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.paired import estimate, ratios
 from benchmarks.reports import ROOT
+from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
@@ -214,6 +215,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
+    "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 
