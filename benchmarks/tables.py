@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.paired import estimate, ratios
-from benchmarks.reports import ROOT
+from benchmarks.peers_table import peers_table
+from benchmarks.reports import ROOT, Report
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
+from benchmarks.throughput import throughput_table
 from edgediffusion.timing import summarize
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "xeon-avx512-2core"
@@ -45,6 +47,12 @@ PAGES: Final = tuple(
 def read(path: Path) -> Any:
     """Read a results file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def where_measured(name: str, render: Callable[[Report], str], folder: Path = RESULTS) -> str:
+    """Render a results file; a page may have the place for one that is not measured yet."""
+    path = folder / name
+    return render(read(path)) if path.is_file() else f"Not measured yet: `{name}` is missing."
 
 
 def latency() -> str:
@@ -214,6 +222,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
+    "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
+    "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
+    "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 
