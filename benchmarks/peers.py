@@ -44,6 +44,8 @@ from edgediffusion import randn
 from edgediffusion.errors import RequestError, choices
 
 INTERRUPTED: Final = 130
+TOKENS: Final = 77
+TIMESTEP: Final = 500
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -60,6 +62,8 @@ def write_inputs(workload: Workload, files: Files, folder: Path) -> Job:
     config = msgspec.json.decode(source.read_bytes()) | SCHEDULER
     (folder / "scheduler_config.json").write_bytes(msgspec.json.encode(config))
     np.save(folder / "latents.npy", randn(workload.latent_shape, seed=workload.seed))
+    unet_inputs = folder / "unet_inputs.npz"
+    write_unet_inputs(workload, checkpoint, unet_inputs)
     return Job(
         model=str(checkpoint),
         scheduler=str(folder / "scheduler_config.json"),
@@ -70,7 +74,17 @@ def write_inputs(workload: Workload, files: Files, folder: Path) -> Job:
         seed=workload.seed,
         size=workload.size,
         batch=workload.batch,
+        unet_inputs=str(unet_inputs),
     )
+
+
+def write_unet_inputs(workload: Workload, checkpoint: Path, path: Path) -> None:
+    """Write the inputs of one UNet call with guidance: noise, and noise in the place of text."""
+    config = msgspec.json.decode((checkpoint / "unet" / "config.json").read_bytes())
+    batch, *shape = workload.latent_shape
+    sample = randn((2 * batch, *shape), seed=workload.seed)
+    states = randn((2 * batch, TOKENS, config["cross_attention_dim"]), seed=workload.seed + 1)
+    np.savez(path, sample=sample, timestep=TIMESTEP, states=states)
 
 
 def make_ready(contender: Contender, job: Job, files: Files) -> Entry:

@@ -27,7 +27,8 @@ def peers_table(report: Report) -> str:
         f"Time over that of `{reference}`, round by round: median and its 95 % interval (from "
         f"{LEAST_ROUNDS} rounds on). Where the interval holds 1, the run cannot tell them apart.",
         _ratios(report, reference),
-        f"Memory and disk in MiB. Same work: final latents and picture against `{reference}`.",
+        f"Memory and disk in MiB. Same work, against `{reference}`: one prediction of the UNet on "
+        "given inputs, final latents, and picture.",
         _weights(report),
         *_notes(report),
     ]
@@ -104,7 +105,7 @@ def _ratio(samples: list[float | None] | None, base: list[float | None] | None) 
 
 def _weights(report: Report) -> str:
     sizes_of = ["peak memory", "model files", "environment"]
-    columns = ["", "arithmetic", *sizes_of, "latents L2", "PSNR, dB", "flags"]
+    columns = ["", "arithmetic", *sizes_of, "UNet L2", "latents L2", "PSNR, dB", "flags"]
     rows = []
     for name, contender in report["contenders"].items():
         same = contender.get("sameness") or {}
@@ -112,6 +113,7 @@ def _weights(report: Report) -> str:
         rows.append(
             [f"`{name}`", contender.get("precision") or "-",
              *(f"{size:,.0f}" if size else "-" for size in sizes),
+             _number(same.get("unet_l2"), ".1e"),
              _number(same.get("latents_l2"), ".1e"),
              "identical" if same.get("identical") else _number(same.get("psnr_db"), ".1f"),
              ", ".join(same.get("flags", [])) or ("none" if same else "-")]

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.contenders.protocol import Hello, Job, Made, Stage, serve
+from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, serve
 
 WHOLE: Final = "stable-diffusion.cpp makes whole pictures only"
 STAGES: Final = ("text_encoder", "unet_b1", "unet_b2", "scheduler", "vae_decode")
@@ -29,21 +29,23 @@ class StableDiffusionCpp:
     job: Job = field(init=False)
 
     def hello(self, options: Mapping[str, Any]) -> Hello:
-        """Say which version; weights are used as they are stored, so in fp16."""
+        """Say which version."""
         import stable_diffusion_cpp  # noqa: F401 -- its import is no part of loading a model
 
         names = ("stable-diffusion-cpp-python",)
-        return Hello({name: version(name) for name in names}, "fp16", dict.fromkeys(STAGES, WHOLE))
+        return Hello({name: version(name) for name in names}, dict.fromkeys(STAGES, WHOLE))
 
-    def load(self, job: Job) -> Mapping[str, Stage]:
-        """Load the checkpoint's folder."""
+    def load(self, job: Job) -> Loaded:
+        """Load the checkpoint's folder; weights are used as they are stored, so in fp16."""
         from stable_diffusion_cpp import StableDiffusion
 
         self.job = job
         self.model = StableDiffusion(
             model_path=job.model, vae_decode_only=True, rng_type="cpu", sampler_rng_type="cpu"
         )
-        return {}
+        if not self.model.model:  # a null pointer; its log has the reason
+            raise ValueError("stable-diffusion.cpp knows published architectures only, not this")
+        return Loaded({}, "fp16")
 
     def picture(self, steps: int) -> Made:
         """Make the job's pictures, one after the other as the library does."""

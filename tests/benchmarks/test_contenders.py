@@ -28,7 +28,6 @@ def test_a_worker_answers_and_ends() -> None:
         hello = process.ask("hello", LIMIT_S, options={"absent": ["unet_b1"]})
         assert hello == {
             "versions": {"fake": "1.0"},
-            "precision": "fp32",
             "absent": {"unet_b1": "hidden"},
         }
         assert process.ask("memory", LIMIT_S).keys() == {"peak_mib"}
@@ -47,8 +46,9 @@ def test_a_worker_that_has_gone_is_lost() -> None:
     with Process((sys.executable, "-c", "print('hello')")) as process:
         with pytest.raises(WorkerLost, match=r"printed rubbish instead of an answer: 'hello'"):
             process.ask("hello", LIMIT_S)
-        with pytest.raises(WorkerLost, match=r"ended with exit code 0 while asked for 'load'"):
-            process.ask("load", LIMIT_S)
+        for _ in range(2):
+            with pytest.raises(WorkerLost, match=r"ended with exit code 0 while asked for 'load'"):
+                process.ask("load", LIMIT_S)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="ends itself by a signal")

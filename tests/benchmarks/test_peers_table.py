@@ -31,10 +31,19 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_memory_disk_and_sameness_are_shown() -> None:
     table = peers_table(peers_report())
-    assert rows(table, "ours")[-1] == ["fp32", "1,234", "30", "225", "1.5e-05", "61.2", "none"]
+    assert rows(table, "ours")[-1] == [
+        "fp32",
+        "1,234",
+        "30",
+        "225",
+        "1.0e-06",
+        "1.5e-05",
+        "61.2",
+        "none",
+    ]
     assert rows(table, "diffusers")[-1][-3:] == ["0.0e+00", "identical", "none"]
     assert rows(table, "cheat")[-1][-1] == "fewer steps"
-    assert rows(table, "gone")[-1] == ["-"] * 7
+    assert rows(table, "gone")[-1] == ["-"] * 8
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.rounds import measure
+from edgediffusion.rounds import measure
 
 
 class Log:
@@ -39,6 +39,23 @@ def test_samples_are_milliseconds_of_their_own_workload() -> None:
 def test_another_clock_can_be_used() -> None:
     now = iter(range(0, 100_000_000, 3_000_000))
     assert measure({"a": lambda: None}, 2, rest_s=0, clock=lambda: next(now)) == {"a": [3.0, 3.0]}
+
+
+def test_warm_up_rounds_are_thrown_away() -> None:
+    log = Log()
+    samples = measure({name: log(name) for name in "ab"}, 1, rest_s=0, warmup=2)
+    assert log.calls == [*"ab", *"ba", *"ab"]
+    assert {len(each) for each in samples.values()} == {1}
+    log.calls.clear()
+    measure({"a": log("a")}, 1, rest_s=0, warmup=0)
+    assert log.calls == ["a"]
+
+
+def test_the_anchor_is_sampled_at_every_turn() -> None:
+    log, values = Log(), iter([9.0, 9.0, 9.0, 1.0, 5.0, 2.0, 3.0, 8.0, 4.0])
+    samples = measure({name: log(name) for name in "abc"}, 2, rest_s=0, anchor=lambda: next(values))
+    assert samples["anchor"] == [2.0, 4.0]
+    assert set(samples) == {"a", "b", "c", "anchor"}
 
 
 def test_an_interruption_keeps_the_whole_rounds() -> None:
