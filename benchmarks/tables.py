@@ -55,6 +55,13 @@ def where_measured(name: str, render: Callable[[Report], str], folder: Path = RE
     return render(read(path)) if path.is_file() else f"Not measured yet: `{name}` is missing."
 
 
+def plots(folder: Path = RESULTS / "plots") -> str:
+    """The committed drawings, as the pages in docs/ see them."""
+    there = folder.relative_to(ROOT).as_posix()
+    drawn = sorted(path.name for path in folder.glob("*.svg"))
+    return "\n\n".join(f"`{name}`\n\n![{name}](../{there}/{name})" for name in drawn)
+
+
 def latency() -> str:
     """Medians of the demo and of Stable Diffusion 1.5's architecture."""
     reports = {
@@ -220,6 +227,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_parity": sampler_parity,
     "sampler_quality": sampler_quality,
     "savings": savings,
+    "plots": plots,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),

@@ -29,7 +29,11 @@ class Refused(Exception):
 
 
 # Variables that would change what a contender computes with, or let it reach for the network.
-UNSET: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+# A number of threads for OpenMP would bind PyTorch and leave ONNX Runtime all the cores.
+UNSET: Final = (
+    "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
 OFFLINE: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",

@@ -7,6 +7,9 @@ the decoder by torch.compile.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -177,10 +180,19 @@ def open_torch(job: Job) -> Any:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     if job.options.get("compile"):
+        require_compiler()
         # One compilation for each shape: a graph for any batch would be slower.
         pipe.unet = torch.compile(pipe.unet, dynamic=False)
         pipe.vae.decode = torch.compile(pipe.vae.decode, dynamic=False)
     return pipe
+
+
+def require_compiler() -> None:
+    """Raise RuntimeError without a C++ compiler; torch.compile's own error ends in other hints."""
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"torch.compile needs a C++ compiler: install {compiler}, or set CXX")
 
 
 if __name__ == "__main__":

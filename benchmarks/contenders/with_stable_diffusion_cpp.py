@@ -23,7 +23,7 @@ STAGES: Final = ("text_encoder", "unet_b1", "unet_b2", "scheduler", "vae_decode"
 
 @dataclass
 class StableDiffusionCpp:
-    """The library, with its defaults for a CPU."""
+    """The library, with its defaults for a CPU but for the number of threads."""
 
     model: Any = None
     job: Job = field(init=False)
@@ -37,11 +37,15 @@ class StableDiffusionCpp:
 
     def load(self, job: Job) -> Loaded:
         """Load the checkpoint's folder; weights are used as they are stored, so in fp16."""
-        from stable_diffusion_cpp import StableDiffusion
+        from stable_diffusion_cpp import StableDiffusion, sd_get_num_physical_cores
 
         self.job = job
         self.model = StableDiffusion(
-            model_path=job.model, vae_decode_only=True, rng_type="cpu", sampler_rng_type="cpu"
+            model_path=job.model,
+            vae_decode_only=True,
+            rng_type="cpu",
+            sampler_rng_type="cpu",
+            n_threads=sd_get_num_physical_cores(),  # left alone, the binding takes half of the CPUs
         )
         if not self.model.model:  # a null pointer; its log has the reason
             raise ValueError("stable-diffusion.cpp knows published architectures only, not this")

@@ -73,9 +73,10 @@ def test_workers_are_offline_and_see_nothing_of_this_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("KEPT", "1")
     environment = clean_environment()
-    assert "PYTHONPATH" not in environment
+    assert not {"PYTHONPATH", "OMP_NUM_THREADS"} & set(environment)
     assert (environment["KEPT"], environment["HF_HUB_OFFLINE"]) == ("1", "1")
 
 
@@ -159,6 +160,17 @@ def test_an_exporter_that_fails_is_a_reason(
 
 
 # --- single contenders ---------------------------------------------------------------------------
+
+
+def test_compiling_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.contenders.with_diffusers import require_compiler
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    message = r"torch.compile needs a C\+\+ compiler: install no-such-compiler, or set CXX"
+    with pytest.raises(RuntimeError, match=message):
+        require_compiler()
+    monkeypatch.setenv("CXX", sys.executable)
+    require_compiler()
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20])
