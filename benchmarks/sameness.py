@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgediffusion.golden import relative_l2
 from edgediffusion.manifest import GATES as GRAPH_GATES
 
+COLOURS: Final = 3
 FLAT: Final = 5.0
 """Below this standard deviation (of 0..255) a picture is flat and its PSNR proves nothing."""
 
@@ -86,9 +87,11 @@ def compare(made: Picture, reference: Picture | None, work: Work, precision: str
 def work_flags(made: Picture, work: Work) -> list[str]:
     """What can be told without a reference: size, batch, steps, a flat picture."""
     flags = []
-    batch, *size = made.pictures.shape[:3]
+    batch, *size, channels = made.pictures.shape
     if tuple(size) != work.size:
         flags.append(f"made pictures of {_say(size)}, not {_say(work.size)}")
+    if channels != COLOURS:
+        flags.append(f"made pictures of {channels} channels, not {COLOURS}")
     if batch != work.batch:
         flags.append(f"made {batch} pictures, not {work.batch}")
     if made.steps != work.steps:

@@ -69,7 +69,8 @@ class StableDiffusionCpp:
             batch_count=self.job.batch,
             progress_callback=lambda step, total, seconds: seen.append(step),
         )
-        return Made(np.stack([np.asarray(image) for image in images]), None, max(seen, default=0))
+        pictures = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        return Made(pictures, None, max(seen, default=0))
 
 
 def trailing_sigmas(config: Mapping[str, Any], steps: int) -> list[float]:

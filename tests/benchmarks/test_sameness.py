@@ -80,6 +80,13 @@ def test_other_work_than_asked_for_is_flagged(work: Work, flag: str) -> None:
     assert compare(picture(), picture(), work, "fp32")["flags"] == [flag]
 
 
+def test_pictures_with_an_alpha_channel_are_flagged() -> None:
+    alpha = np.full((2, 16, 24, 1), 255, np.uint8)
+    made = replace(picture(), pictures=np.concatenate([picture().pictures, alpha], axis=3))
+    same = compare(made, picture(), WORK, "fp32")
+    assert (same["psnr_db"], same["flags"]) == (None, ["made pictures of 4 channels, not 3"])
+
+
 def test_a_flat_picture_proves_nothing() -> None:
     flat = replace(picture(), pictures=np.full((2, 16, 24, 3), 127, np.uint8))
     (flag,) = compare(flat, flat, WORK, "fp32")["flags"]

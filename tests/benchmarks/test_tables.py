@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pytest import MonkeyPatch
+import pytest
 
 from benchmarks import tables
 from benchmarks.tables import plots, where_measured
@@ -19,7 +19,9 @@ def test_what_is_not_measured_yet_is_said(tmp_path: Path) -> None:
     assert said == "Not measured yet: `a.json` is missing."
 
 
-def test_the_drawings_are_those_that_are_there(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_the_drawings_are_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     folder = tmp_path / "results" / "plots"
     assert plots(folder) == ""
