@@ -1,7 +1,13 @@
-from collections.abc import Callable
+from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 import pytest
 
+from edgediffusion.engine import Arithmetic, Engine
+from edgediffusion.manifest import GraphSpec, Parity, TensorSpec
 from edgediffusion.rounds import measure
 
 
@@ -34,6 +40,36 @@ def test_samples_are_milliseconds_of_their_own_workload() -> None:
     samples = measure({"long": lambda: sleep(0.02), "short": lambda: None}, 2, rest_s=0)
     assert min(samples["long"]) >= 20
     assert max(samples["short"]) < min(samples["long"])
+
+
+class SlowBackend:
+    """A graph whose run takes a known time by a clock that only it moves."""
+
+    arithmetic: Arithmetic = "fp32"
+
+    def __init__(self, ms: float) -> None:
+        self.ms, self.now = ms, 0
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        self.now += int(self.ms * 1e6)
+        return [inputs["sample"]]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ms", [0.5, 7.0])
+def test_an_engine_of_a_known_delay_is_timed_exactly(ms: float) -> None:
+    sample = TensorSpec("sample", "float32", (1,))
+    spec = GraphSpec(
+        file="a.onnx", batch=1, precision="fp32", inputs=(sample,), outputs=(sample,),
+        parity=Parity(0.0, 0.0, 1.0, 1), golden=(),
+    )  # fmt: skip
+    backend = SlowBackend(ms)
+    engine = Engine(spec, "cpu", backend)
+    call = lambda: engine(sample=np.zeros(1, np.float32))  # noqa: E731
+    samples = measure({"unet": call}, 3, rest_s=0, clock=lambda: backend.now)
+    assert samples == {"unet": [ms] * 3}
 
 
 def test_another_clock_can_be_used() -> None:
