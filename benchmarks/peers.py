@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -58,8 +58,7 @@ def say(text: str) -> None:
 def write_inputs(workload: Workload, files: Files, folder: Path) -> Job:
     """Write what all contenders share; return the job, without a model."""
     checkpoint = files.folder("checkpoint")
-    source = checkpoint / "scheduler" / "scheduler_config.json"
-    config = msgspec.json.decode(source.read_bytes()) | SCHEDULER
+    config = read_config(checkpoint / "scheduler" / "scheduler_config.json") | SCHEDULER
     (folder / "scheduler_config.json").write_bytes(msgspec.json.encode(config))
     np.save(folder / "latents.npy", randn(workload.latent_shape, seed=workload.seed))
     unet_inputs = folder / "unet_inputs.npz"
@@ -78,9 +77,17 @@ def write_inputs(workload: Workload, files: Files, folder: Path) -> Job:
     )
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a file of a diffusers folder. Raises NotMade where it is not there or is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise NotMade(f"{path} cannot be read, expected a folder of diffusers: {error}") from error
+
+
 def write_unet_inputs(workload: Workload, checkpoint: Path, path: Path) -> None:
     """Write the inputs of one UNet call with guidance: noise, and noise in the place of text."""
-    config = msgspec.json.decode((checkpoint / "unet" / "config.json").read_bytes())
+    config = read_config(checkpoint / "unet" / "config.json")
     batch, *shape = workload.latent_shape
     sample = randn((2 * batch, *shape), seed=workload.seed)
     states = randn((2 * batch, TOKENS, config["cross_attention_dim"]), seed=workload.seed + 1)

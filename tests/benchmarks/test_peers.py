@@ -310,6 +310,17 @@ def test_bad_input_is_named(tmp_path: Path, arguments: list[str], message: str) 
     assert message in output
 
 
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_a_checkpoint_that_is_none_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.parent.mkdir()
+    if content is not None:
+        file.write_bytes(content)
+    code, output = invoke("sd15-512", "--home", str(tmp_path), "--given", f"checkpoint={tmp_path}")
+    assert code == 2
+    assert "cannot be read, expected a folder of diffusers" in output
+
+
 def test_without_environments_every_row_says_how_to_make_one(tmp_path: Path) -> None:
     json = tmp_path / "results" / "out.json"
     code, output = invoke("shapes", "--home", str(tmp_path), "--json", str(json), "--rounds", "1")
