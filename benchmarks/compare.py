@@ -41,8 +41,10 @@ COLOURS: Final = {
     Verdict.NOISY: "yellow",
 }
 _SAME_MACHINE: Final = ("cpu", "cpu_flags", "cores")
-_HOW_OFTEN: Final = ("rounds", "counts", "warmup", "cold_starts", "limit_s")
-"""Options that change how often something is measured, not what."""
+_HOW_OFTEN: Final = ("rounds", "counts", "warmup", "cold_starts", "limit_s", "device_reason")
+"""Options that change how often something is measured, or say why it was, not what it is."""
+_OWN_ROUNDS: Final = ("import", "cold_start")
+"""Times of a bench that are measured after its rounds, without an anchor beside them."""
 
 
 class _Anchor(msgspec.Struct):
@@ -106,8 +108,8 @@ def read_run(path: Path) -> Run:
         raise RequestError(f"{path} is no whole {report['schema']} file: {error}") from error
     if bench.anchor is None:
         raise RequestError(
-            f"{path} has no anchor, so its times cannot be compared with another run's: compare "
-            "results of benchmarks/peers.py"
+            f"{path} has no anchor, so its times cannot be compared with another run's: measure it "
+            "again with this version of edgediffusion bench"
         )
     return _bench_run(bench, bench.anchor)
 
@@ -127,7 +129,8 @@ def _peers_run(report: _Peers) -> Run:
 def _bench_run(report: _Bench, anchor: _Anchor) -> Run:
     workload = report.options | {"size": report.bundle.get("size")}
     same = {"schema": BENCH} | _what("workload", workload)
-    return _run(same, report.machine, anchor, report.samples_ms)
+    series = {name: ms for name, ms in report.samples_ms.items() if name not in _OWN_ROUNDS}
+    return _run(same, report.machine, anchor, series)
 
 
 def _run(
@@ -135,7 +138,7 @@ def _run(
 ) -> Run:
     same |= _named("anchor", anchor.identity)
     same |= _named("machine", {key: machine.get(key) for key in _SAME_MACHINE})
-    rounds = len(anchor.samples_ms)  # cold starts of a bench have rounds of their own
+    rounds = len(anchor.samples_ms)
     aligned = {name: samples for name, samples in series.items() if len(samples) == rounds}
     return Run(same, anchor.samples_ms, aligned)
 

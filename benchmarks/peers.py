@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -44,6 +44,8 @@ from edgediffusion import randn
 from edgediffusion.errors import RequestError, choices
 
 INTERRUPTED: Final = 130
+TOKENS: Final = 77
+TIMESTEP: Final = 500
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -56,10 +58,11 @@ def say(text: str) -> None:
 def write_inputs(workload: Workload, files: Files, folder: Path) -> Job:
     """Write what all contenders share; return the job, without a model."""
     checkpoint = files.folder("checkpoint")
-    source = checkpoint / "scheduler" / "scheduler_config.json"
-    config = msgspec.json.decode(source.read_bytes()) | SCHEDULER
+    config = read_config(checkpoint / "scheduler" / "scheduler_config.json") | SCHEDULER
     (folder / "scheduler_config.json").write_bytes(msgspec.json.encode(config))
     np.save(folder / "latents.npy", randn(workload.latent_shape, seed=workload.seed))
+    unet_inputs = folder / "unet_inputs.npz"
+    write_unet_inputs(workload, checkpoint, unet_inputs)
     return Job(
         model=str(checkpoint),
         scheduler=str(folder / "scheduler_config.json"),
@@ -70,7 +73,25 @@ def write_inputs(workload: Workload, files: Files, folder: Path) -> Job:
         seed=workload.seed,
         size=workload.size,
         batch=workload.batch,
+        unet_inputs=str(unet_inputs),
     )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a file of a diffusers folder. Raises NotMade where it is not there or is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise NotMade(f"{path} cannot be read, expected a folder of diffusers: {error}") from error
+
+
+def write_unet_inputs(workload: Workload, checkpoint: Path, path: Path) -> None:
+    """Write the inputs of one UNet call with guidance: noise, and noise in the place of text."""
+    config = read_config(checkpoint / "unet" / "config.json")
+    batch, *shape = workload.latent_shape
+    sample = randn((2 * batch, *shape), seed=workload.seed)
+    states = randn((2 * batch, TOKENS, config["cross_attention_dim"]), seed=workload.seed + 1)
+    np.savez(path, sample=sample, timestep=TIMESTEP, states=states)
 
 
 def make_ready(contender: Contender, job: Job, files: Files) -> Entry:

@@ -20,13 +20,15 @@ def peers_table(report: Report) -> str:
     """
     reference = report["reference"]
     parts = [
+        _setting(report),
         "Median milliseconds; a dash: the program does not expose that stage, or it was not "
         "measured.",
         _times(report),
         f"Time over that of `{reference}`, round by round: median and its 95 % interval (from "
         f"{LEAST_ROUNDS} rounds on). Where the interval holds 1, the run cannot tell them apart.",
         _ratios(report, reference),
-        f"Memory and disk in MiB. Same work: final latents and picture against `{reference}`.",
+        f"Memory and disk in MiB. Same work, against `{reference}`: one prediction of the UNet on "
+        "given inputs, final latents, and picture.",
         _weights(report),
         *_notes(report),
     ]
@@ -48,6 +50,17 @@ def times_of(contender: Contender) -> dict[str, list[float | None]]:
     """Samples by name: the stages, and starting and loading as a whole."""
     whole = {name: contender.get(f"{name}_ms") or [] for name in WHOLE}
     return whole | dict(contender.get("samples_ms") or {})
+
+
+def _setting(report: Report) -> str:
+    """What was measured, where and how often."""
+    work, machine = report["workload"], report["machine"]
+    stopped = "" if report["complete"] else " (stopped before its end)"
+    return (
+        f"Workload `{work['name']}`: {' x '.join(map(str, work['size']))} pixels, guidance "
+        f"{work['guidance']:g}; {report['rounds']} rounds{stopped} on {machine['cores']} cores of "
+        f"{machine['cpu']}, commit {report['commit'][:9]}."
+    )
 
 
 def _times(report: Report) -> str:
@@ -91,13 +104,16 @@ def _ratio(samples: list[float | None] | None, base: list[float | None] | None) 
 
 
 def _weights(report: Report) -> str:
-    columns = ["", "peak memory", "model files", "environment", "latents L2", "PSNR, dB", "flags"]
+    sizes_of = ["peak memory", "model files", "environment"]
+    columns = ["", "arithmetic", *sizes_of, "UNet L2", "latents L2", "PSNR, dB", "flags"]
     rows = []
     for name, contender in report["contenders"].items():
         same = contender.get("sameness") or {}
         sizes = [contender.get(f"{key}_mib") for key in ("peak_memory", "disk", "environment")]
         rows.append(
-            [f"`{name}`", *(f"{size:,.0f}" if size else "-" for size in sizes),
+            [f"`{name}`", contender.get("precision") or "-",
+             *(f"{size:,.0f}" if size else "-" for size in sizes),
+             _number(same.get("unet_l2"), ".1e"),
              _number(same.get("latents_l2"), ".1e"),
              "identical" if same.get("identical") else _number(same.get("psnr_db"), ".1f"),
              ", ".join(same.get("flags", [])) or ("none" if same else "-")]

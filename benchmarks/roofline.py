@@ -34,12 +34,12 @@ from benchmarks.ceilings import Ceiling, ceilings, last_level_cache
 from benchmarks.flops import GraphCost, count
 from benchmarks.paired import Estimate, estimate, ratios
 from benchmarks.reports import Report, head, markdown, said_errors, write_report
-from benchmarks.rounds import measure
 from edgediffusion.bundle import Bundle
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.errors import RequestError, choices
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.manifest import PLAIN, ComponentSpec, GraphSpec
+from edgediffusion.rounds import measure
 from edgediffusion.timing import summarize
 
 SCHEMA: Final = "edgediffusion-roofline/1"

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.golden import relative_l2
+from edgediffusion.manifest import GATES as GRAPH_GATES
 
+COLOURS: Final = 3
 FLAT: Final = 5.0
 """Below this standard deviation (of 0..255) a picture is flat and its PSNR proves nothing."""
 
@@ -26,9 +28,10 @@ GATES: Final[Mapping[str, tuple[float, float]]] = {
 Wider than the gates of single graphs, because several steps with guidance add their errors up. On
 the demo, at four steps, other work was this far from the right one: another seed 1.07 (7 dB), three
 or five steps 0.50 and 0.34 (16 and 17 dB), guidance 2.5 for 3 0.22 (19.5 dB), one other word 0.29
-(18 dB). A pipeline that keeps its latents in bf16 between steps, as diffusers' does, can be as far
-from the reference in latents (0.34 there): its flag then says that the pictures cannot prove it
-the same work, not that it was other work.
+(18 dB). A flag says that a picture does not prove the same work, not that it was other work. One
+prediction of the UNet on given inputs is therefore compared as well: where it is within the
+project's gates for single graphs, the network is the same, and what differs is around it or grows
+from step to step.
 """
 
 
@@ -84,9 +87,11 @@ def compare(made: Picture, reference: Picture | None, work: Work, precision: str
 def work_flags(made: Picture, work: Work) -> list[str]:
     """What can be told without a reference: size, batch, steps, a flat picture."""
     flags = []
-    batch, *size = made.pictures.shape[:3]
+    batch, *size, channels = made.pictures.shape
     if tuple(size) != work.size:
         flags.append(f"made pictures of {_say(size)}, not {_say(work.size)}")
+    if channels != COLOURS:
+        flags.append(f"made pictures of {channels} channels, not {COLOURS}")
     if batch != work.batch:
         flags.append(f"made {batch} pictures, not {work.batch}")
     if made.steps != work.steps:
@@ -107,6 +112,23 @@ def distance_flags(l2: float | None, psnr: float | None, precision: str) -> list
     if psnr is not None and psnr < least:
         flags.append(f"PSNR to the reference {psnr:.0f} dB; {precision} has at least {least:g}")
     return flags
+
+
+def prediction_l2(
+    made: NDArray[np.float32] | None, reference: NDArray[np.float32] | None
+) -> float | None:
+    """The relative L2 of two UNet predictions of the same inputs; None where one is missing."""
+    if made is None or reference is None:
+        return None
+    return relative_l2(made, reference) if made.shape == reference.shape else math.inf
+
+
+def prediction_flags(l2: float | None, precision: str) -> list[str]:
+    """What is too far from the reference's prediction for the same network in this arithmetic."""
+    most = GRAPH_GATES[precision]
+    if l2 is None or l2 <= most:
+        return []
+    return [f"the UNet differs from the reference's by {l2:.2g}; {precision} allows {most:g}"]
 
 
 def latents_l2(made: Picture, reference: Picture) -> float | None:

@@ -20,12 +20,14 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device_ratios import devices_table, starts_table
-from benchmarks.paired import estimate, ratios
-from benchmarks.reports import ROOT
 from benchmarks.lesser_cpus import lesser_cpus_table
+from benchmarks.paired import estimate, ratios
+from benchmarks.peers_table import peers_table
+from benchmarks.reports import ROOT, Report
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
+from benchmarks.throughput import throughput_table
 from edgediffusion.timing import summarize
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "xeon-avx512-2core"
@@ -46,6 +48,19 @@ PAGES: Final = tuple(
 def read(path: Path) -> Any:
     """Read a results file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def where_measured(name: str, render: Callable[[Report], str], folder: Path = RESULTS) -> str:
+    """Render a results file; a page may have the place for one that is not measured yet."""
+    path = folder / name
+    return render(read(path)) if path.is_file() else f"Not measured yet: `{name}` is missing."
+
+
+def plots(folder: Path = RESULTS / "plots") -> str:
+    """The committed drawings, as the pages in docs/ see them."""
+    there = folder.relative_to(ROOT).as_posix()
+    drawn = sorted(path.name for path in folder.glob("*.svg"))
+    return "\n\n".join(f"`{name}`\n\n![{name}](../{there}/{name})" for name in drawn)
 
 
 def latency() -> str:
@@ -213,9 +228,13 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_parity": sampler_parity,
     "sampler_quality": sampler_quality,
     "savings": savings,
+    "plots": plots,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
+    "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
+    "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
+    "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 

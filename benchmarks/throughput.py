@@ -30,8 +30,8 @@ from benchmarks.energy import Counters, find_counters
 from benchmarks.gpu_use import gpu_use
 from benchmarks.paired import Estimate, estimate, ratios
 from benchmarks.reports import Report, head, markdown, said_errors, write_report
-from benchmarks.rounds import measure
 from edgediffusion.errors import RequestError
+from edgediffusion.rounds import measure
 from edgediffusion.timing import summarize
 
 SCHEMA: Final = "edgediffusion-throughput/1"

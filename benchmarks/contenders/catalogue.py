@@ -47,8 +47,8 @@ def _genai(precision: str | None) -> Contender:
     )
 
 
-# Thread counts are each program's own default. Where a program leaves a choice to its users, the
-# settings are those that its documentation recommends for a CPU.
+# Thread counts are each program's own default, one for each physical core. Where a program leaves a
+# choice to its users, the settings are those that its documentation recommends for a CPU.
 CONTENDERS: Final[Mapping[str, Contender]] = {
     "edgediffusion-cpu": _edgediffusion("edgediffusion", "cpu"),
     "edgediffusion-openvino": _edgediffusion("edgediffusion-openvino", "openvino"),

@@ -29,7 +29,11 @@ class Refused(Exception):
 
 
 # Variables that would change what a contender computes with, or let it reach for the network.
-UNSET: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+# A number of threads for OpenMP would bind PyTorch and leave ONNX Runtime all the cores.
+UNSET: Final = (
+    "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
 OFFLINE: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -77,16 +81,16 @@ class Process:
 
     def ask(self, op: str, limit_s: float, **fields: Any) -> dict[str, Any]:
         """Send a request and return its answer, within so many seconds."""
-        try:
+        with suppress(OSError):  # it has gone; what it said before still waits to be read
             self._stdin.write(json.dumps({"op": op, **fields}) + "\n")
             self._stdin.flush()
+        try:
             line = self._lines.get(timeout=limit_s)
         except queue.Empty:
             self._patience_s = 0.0  # it does not listen
             raise WorkerLost(f"hung: no answer to {op!r} within {limit_s:g} s") from None
-        except OSError:
-            line = None
         if line is None:
+            self._lines.put(None)  # so it is for whoever asks again
             raise WorkerLost(f"{self._death()} while asked for {op!r}{self._last_words()}")
         answer = _read(line)
         if "error" in answer:

@@ -1,8 +1,9 @@
 """What the harness and a contender's worker say to each other: JSON objects, one a line.
 
     {"op": "hello"}                              -> {"versions": {...}, "absent": {stage: reason}}
-    {"op": "load", "job": {...}}                 -> {"ms": 812.5}
+    {"op": "load", "job": {...}}                 -> {"ms": 812.5, "precision": "fp32"}
     {"op": "picture", "steps": 4, "path": "..."} -> {"ms": 95.1}
+    {"op": "unet", "path": "..."}                -> {}
     {"op": "run", "stage": "unet_b1"}            -> {"ms": 8.3}
     {"op": "memory"}                             -> {"peak_mib": 512.0}
     {"op": "bye"}
@@ -35,6 +36,9 @@ class Job:
     scheduler : a scheduler_config.json of diffusers.
     latents : an .npy file of the first noise, float32 (batch, channels, height / 8, width / 8).
     size : (height, width) in pixels.
+    unet_inputs : an .npz file of one UNet call with guidance, whose prediction is compared:
+        ``sample`` (2 batch, channels, height / 8, width / 8), ``timestep``, ``states`` (2 batch,
+        tokens, width). None compares nothing.
     options : what tells contenders of one program apart.
     """
 
@@ -47,15 +51,15 @@ class Job:
     seed: int
     size: tuple[int, int]
     batch: int
+    unet_inputs: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Who a worker is: versions of what it runs, its arithmetic, the stages it cannot show."""
+    """Who a worker is: versions of what it runs, the stages it cannot show."""
 
     versions: Mapping[str, str]
-    precision: str
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -65,6 +69,21 @@ class Stage:
 
     run: Callable[[], object]
     calls: int = 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is ready.
+
+    stages : what can be timed by itself.
+    precision : the arithmetic of the UNet: fp32, fp16 or bf16.
+    unet : its prediction of (sample, timestep, states), with the engine that makes pictures; None
+        where the program does not let it be called.
+    """
+
+    stages: Mapping[str, Stage]
+    precision: str
+    unet: Callable[[Any, int, Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +106,8 @@ class Program(Protocol):
     def hello(self, options: Mapping[str, Any]) -> Hello:
         """Import the program; say who it is."""
 
-    def load(self, job: Job) -> Mapping[str, Stage]:
-        """Make everything ready; return the stages that can be timed by themselves."""
+    def load(self, job: Job) -> Loaded:
+        """Make everything ready."""
 
     def picture(self, steps: int) -> Made:
         """Make the job's pictures in so many steps."""
@@ -142,7 +161,8 @@ class Worker:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.stages: Mapping[str, Stage] = {}
+        self.loaded = Loaded({}, "")
+        self.unet_inputs: str | None = None
         self.time_call = runtime_module("timing").time_call
         self.peak_memory_mib = runtime_module("machine").peak_memory_mib
 
@@ -151,15 +171,13 @@ class Worker:
         match request["op"]:
             case "hello":
                 said = self.program.hello(request["options"])
-                return {
-                    "versions": dict(said.versions),
-                    "precision": said.precision,
-                    "absent": dict(said.absent),
-                }
+                return {"versions": dict(said.versions), "absent": dict(said.absent)}
             case "load":
                 return self.load(Job(**request["job"] | {"size": tuple(request["job"]["size"])}))
             case "picture":
                 return self.picture(request["steps"], request.get("path"))
+            case "unet":
+                return self.predict(Path(request["path"]))
             case "run":
                 return self.run(request["stage"])
             case "memory":
@@ -170,9 +188,10 @@ class Worker:
         """Load the program's models, timed."""
 
         def load() -> None:
-            self.stages = self.program.load(job)
+            self.loaded = self.program.load(job)
 
-        return {"ms": self.time_call(load)}
+        self.unet_inputs = job.unet_inputs
+        return {"ms": self.time_call(load), "precision": self.loaded.precision}
 
     def picture(self, steps: int, path: str | None) -> dict[str, Any]:
         """Make pictures, timed; save them and the latents, where a path is given."""
@@ -182,11 +201,23 @@ class Worker:
             save(Path(path), made[0])
         return {"ms": ms}
 
+    def predict(self, path: Path) -> dict[str, Any]:
+        """Save the UNet's prediction of the job's inputs. Raises ValueError where it is hidden."""
+        import numpy as np
+
+        if self.loaded.unet is None or self.unet_inputs is None:
+            raise ValueError("the program does not let its UNet be called")
+        with np.load(self.unet_inputs) as given:
+            inputs = given["sample"], int(given["timestep"]), given["states"]
+        np.save(path, np.asarray(self.loaded.unet(*inputs), np.float32))
+        return {}
+
     def run(self, name: str) -> dict[str, Any]:
         """Time one run of a stage."""
-        if name not in self.stages:
-            raise ValueError(f"no stage {name!r}, there are {', '.join(self.stages)}")
-        stage = self.stages[name]
+        stages = self.loaded.stages
+        if name not in stages:
+            raise ValueError(f"no stage {name!r}, there are {', '.join(stages)}")
+        stage = stages[name]
         return {"ms": self.time_call(stage.run) / stage.calls}
 
 

@@ -11,12 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.contenders.anchor import Anchor
+import numpy as np
+
 from benchmarks.contenders.catalogue import REFERENCE
 from benchmarks.contenders.rounds import Entry, Plan, Rounds, Row, Say
 from benchmarks.reports import commit, write_report
-from benchmarks.sameness import Picture, Work, compare, read_picture
+from benchmarks.sameness import (
+    Picture,
+    Work,
+    compare,
+    prediction_flags,
+    prediction_l2,
+    read_picture,
+)
 from benchmarks.workloads import SCHEDULER, Workload
+from edgediffusion.anchor import Anchor
 from edgediffusion.machine import machine_facts
 
 SCHEMA: Final = "edgediffusion-peers/1"
@@ -47,7 +56,8 @@ class Run:
         """Measure all rounds, or those before Ctrl-C; return the report."""
         rows = {name: Row(entry) for name, entry in self.entries.items()}
         for name in rows:  # what an earlier run left would pass for this one's
-            (self.folder / f"{name}.npz").unlink(missing_ok=True)
+            for old in (f"{name}.npz", f"{name}.unet.npy"):
+                (self.folder / old).unlink(missing_ok=True)
         rounds = Rounds(rows, self.plan, self.anchor.sample, self.folder, say=self.say)
         with closing(rounds), suppress(KeyboardInterrupt):
             for _ in rounds.run():
@@ -98,4 +108,15 @@ class Run:
         if made is None or row.precision is None:
             return None
         work = Work(self.workload.size, self.workload.batch, self.plan.first_steps)
-        return compare(made, pictures.get(self.reference), work, row.precision)
+        said = compare(made, pictures.get(self.reference), work, row.precision)
+        unet_l2 = prediction_l2(self.prediction(name), self.prediction(self.reference))
+        flags = [*said["flags"], *prediction_flags(unet_l2, row.precision)]
+        return said | {"unet_l2": unet_l2, "flags": flags}
+
+    def prediction(self, name: str) -> Any:
+        """What a contender's UNet made of the inputs that all get; None where it is hidden."""
+        path = self.folder / f"{name}.unet.npy"
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError):
+            return None

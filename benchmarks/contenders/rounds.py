@@ -11,14 +11,15 @@ from typing import Any, Final
 
 from benchmarks.contenders.process import Process, Refused, WorkerLost
 from benchmarks.contenders.protocol import Job
-from benchmarks.rounds import rotated
 from benchmarks.sameness import GATES
+from edgediffusion.rounds import rotated
 from edgediffusion.timing import time_call
 
 Sample = float | None
 Say = Callable[[str], None]
 
 END_TO_END: Final = "end_to_end_"
+PREDICTION: Final = "prediction to compare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,18 @@ class Row:
 
     def greet(self, hello: Mapping[str, Any]) -> None:
         """Keep what a worker says about itself. Raises WorkerLost for something else."""
-        versions, precision, absent = (hello.get(n) for n in ("versions", "precision", "absent"))
-        if not (isinstance(versions, dict) and precision in GATES and isinstance(absent, dict)):
+        versions, absent = hello.get("versions"), hello.get("absent")
+        if not (isinstance(versions, dict) and isinstance(absent, dict)):
             raise WorkerLost(f"printed rubbish for a greeting: {str(hello)[:80]}")
-        self.versions, self.precision = versions, precision
+        self.versions = versions
         self.absent |= absent
+
+    def load(self, answer: Mapping[str, Any], index: int) -> None:
+        """Keep how long loading took, and the arithmetic. Raises WorkerLost for something else."""
+        self.put("load", index, ms_of(answer))
+        if answer.get("precision") not in GATES:
+            raise WorkerLost(f"printed rubbish: an arithmetic wanted, got {str(answer)[:80]}")
+        self.precision = answer["precision"]
 
     def put(self, name: str, index: int, ms: float) -> None:
         """Keep a sample of the round of this index."""
@@ -184,7 +192,7 @@ class Rounds:
             self.processes[name] = process = Process(row.entry.command)
             assert row.entry.job is not None
             row.greet(process.ask("hello", limit, options=dict(row.entry.job.options)))
-            row.put("load", index, ms_of(process.ask("load", limit, job=asdict(row.entry.job))))
+            row.load(process.ask("load", limit, job=asdict(row.entry.job)), index)
             process.ask("picture", limit, steps=self.plan.first_steps, path=str(picture))
 
         try:
@@ -195,6 +203,18 @@ class Rounds:
         if peak is not None:
             row.peak_memory_mib = max(peak, row.peak_memory_mib or 0)
         self.warm[name] = set()
+        self.predict(name)
+
+    def predict(self, name: str) -> None:
+        """Let a contender's UNet predict once, for the comparison. Raises WorkerLost."""
+        row, path = self.rows[name], self.folder / f"{name}.unet.npy"
+        assert row.entry.job is not None
+        if row.entry.job.unet_inputs is None or PREDICTION in row.absent or path.exists():
+            return
+        try:
+            self.processes[name].ask("unet", self.plan.limit_s, path=str(path))
+        except Refused as error:
+            row.absent[PREDICTION] = str(error)
 
     def measure(self, name: str, stage: str, index: int) -> None:
         """Take one sample of a stage, warmed up where the process is new."""

@@ -7,6 +7,9 @@ the decoder by torch.compile.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,10 +20,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.contenders.protocol import Hello, Job, Made, Stage, serve
+from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
 
 SCHEDULE_STEPS: Final = 20
 TIMESTEP: Final = 500
+PRECISIONS: Final = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Pipelines:
         return self.greet(options)
 
     @torch.no_grad()
-    def load(self, job: Job) -> Mapping[str, Stage]:
+    def load(self, job: Job) -> Loaded:
         """Open the pipeline with the job's scheduler."""
         self.job = job
         self.pipe = self.open_pipeline(job)
@@ -47,13 +51,14 @@ class Pipelines:
         self.pipe.set_progress_bar_config(disable=True)
         dtype = getattr(torch, job.options.get("dtype", "float32"))
         self.latents = torch.from_numpy(np.load(job.latents)).to(dtype)
-        return {
+        stages = {
             "text_encoder": Stage(self.encode),
             "unet_b1": Stage(partial(self.predict, 1)),
             "unet_b2": Stage(partial(self.predict, 2)),
             "scheduler": Stage(self.schedule, calls=SCHEDULE_STEPS),
             "vae_decode": Stage(self.decode),
         }
+        return Loaded(stages, PRECISIONS[dtype], None if self.is_xl() else self.unet)
 
     @torch.no_grad()
     def encode(self) -> Sequence[Any]:
@@ -68,24 +73,45 @@ class Pipelines:
 
     @torch.no_grad()
     def predict(self, batch: int) -> Any:
-        """One call of the UNet."""
-        sample, timestep = self.latents[:1].repeat(batch, 1, 1, 1), torch.tensor(TIMESTEP)
+        """One call of the UNet with the job's noise and prompt."""
         states, conditions = self.conditions(batch)
+        return self.call_unet(self.latents[:1].repeat(batch, 1, 1, 1), TIMESTEP, states, conditions)
+
+    @torch.no_grad()
+    def unet(self, sample: Any, timestep: int, states: Any) -> Any:
+        """The UNet's prediction."""
+        tensors = (torch.from_numpy(each).to(self.latents.dtype) for each in (sample, states))
+        prediction = self.call_unet(next(tensors), timestep, next(tensors), {})
+        return torch.as_tensor(prediction).float().numpy()
+
+    def call_unet(
+        self, sample: torch.Tensor, timestep: int, states: torch.Tensor, conditions: dict[str, Any]
+    ) -> Any:
+        """Call it as the pipeline does, also in dtypes: another call were compiled anew."""
         return self.pipe.unet(
-            sample, timestep, encoder_hidden_states=states, return_dict=False, **conditions
-        )
+            sample,
+            torch.tensor(timestep, dtype=torch.float32),  # what Euler's timesteps are
+            encoder_hidden_states=states,
+            timestep_cond=None,
+            cross_attention_kwargs=None,
+            added_cond_kwargs=conditions or None,
+            return_dict=False,
+        )[0]
 
     def conditions(self, batch: int) -> tuple[torch.Tensor, dict[str, Any]]:
         """What the UNet hears besides the picture: text, and in SDXL the picture's size."""
         if not hasattr(self, "_states"):
             self._states = self.encode()
         states = self._states[0].repeat(batch, 1, 1)
-        if "text_encoder_2" not in self.pipe.config:
+        if not self.is_xl():
             return states, {}
         sizes = torch.tensor([[*self.job.size, 0, 0, *self.job.size]], dtype=states.dtype)
         pooled = self._states[2].repeat(batch, 1)
-        more = {"text_embeds": pooled, "time_ids": sizes.repeat(batch, 1)}
-        return states, {"added_cond_kwargs": more}
+        return states, {"text_embeds": pooled, "time_ids": sizes.repeat(batch, 1)}
+
+    def is_xl(self) -> bool:
+        """Whether the checkpoint is one of SDXL."""
+        return "text_encoder_2" in self.pipe.config
 
     @torch.no_grad()
     def schedule(self) -> torch.Tensor:
@@ -103,7 +129,7 @@ class Pipelines:
     def decode(self) -> Any:
         """Decode one picture."""
         scaled = self.latents[:1] / self.pipe.vae.config.scaling_factor
-        return self.pipe.vae.decode(scaled, return_dict=False)
+        return self.pipe.vae.decode(scaled, return_dict=False, generator=None)
 
     def picture(self, steps: int) -> Made:
         """Make the job's pictures."""
@@ -141,8 +167,7 @@ def greet(options: Mapping[str, Any]) -> Hello:
     import diffusers  # noqa: F401 -- its import is no part of loading a model
 
     names = ("diffusers", "torch", "transformers")
-    precision = {"float32": "fp32", "bfloat16": "bf16"}[options["dtype"]]
-    return Hello({name: version(name) for name in names}, precision)
+    return Hello({name: version(name) for name in names})
 
 
 def open_torch(job: Job) -> Any:
@@ -155,10 +180,19 @@ def open_torch(job: Job) -> Any:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     if job.options.get("compile"):
+        require_compiler()
         # One compilation for each shape: a graph for any batch would be slower.
         pipe.unet = torch.compile(pipe.unet, dynamic=False)
         pipe.vae.decode = torch.compile(pipe.vae.decode, dynamic=False)
     return pipe
+
+
+def require_compiler() -> None:
+    """Raise RuntimeError without a C++ compiler; torch.compile's own error ends in other hints."""
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"torch.compile needs a C++ compiler: install {compiler}, or set CXX")
 
 
 if __name__ == "__main__":

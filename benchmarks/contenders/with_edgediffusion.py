@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 import edgediffusion as ed
-from benchmarks.contenders.protocol import Hello, Job, Made, Stage, serve
+from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
 
 SCHEDULE_STEPS: Final = 20
 TIMESTEP: Final = 500
@@ -28,46 +28,51 @@ class EdgeDiffusion:
     latents: Any = field(init=False)
 
     def hello(self, options: Mapping[str, Any]) -> Hello:
-        """Say which runtime, on which libraries, with which arithmetic."""
+        """Say which runtime, on which libraries."""
         names = ["edgediffusion", "onnxruntime", "numpy"]
         if options["device"] == "openvino":
             names.append("onnxruntime-ep-openvino")
-        return Hello({name: version(name) for name in names}, arithmetic(options["device"]))
+        return Hello({name: version(name) for name in names})
 
-    def load(self, job: Job) -> Mapping[str, Stage]:
+    def load(self, job: Job) -> Loaded:
         """Open the bundle and load the graphs that a picture needs, as the peers do."""
         self.job, self.latents = job, np.load(job.latents)
         self.pipe = ed.Pipeline.open(job.model, device=job.options["device"])
         for component, batch in (("text_encoder", 1), ("unet", 2), ("vae_decoder", 1)):
             self.pipe.engine(component, batch, self.size(component))
-        return {
+        stages = {
             "text_encoder": Stage(partial(self.pipe.embed, [job.prompt])),
             "unet_b1": Stage(partial(self.predict, 1)),
             "unet_b2": Stage(partial(self.predict, 2)),
             "scheduler": Stage(self.schedule, calls=SCHEDULE_STEPS),
             "vae_decode": Stage(self.decode),
         }
+        return Loaded(stages, self.pipe.engine("unet", 2, job.size).arithmetic, self.unet)
 
     def size(self, component: str) -> tuple[int, int] | None:
         """The size that a graph is asked for by; text encoders have none."""
         return None if component == "text_encoder" else self.job.size
 
     def predict(self, batch: int) -> object:
-        """One call of the UNet."""
-        engine = self.pipe.engine("unet", batch, self.job.size)
+        """One call of the UNet with the job's noise and prompt."""
         if not hasattr(self, "_states"):
             self._states = self.pipe.embed([self.job.prompt]).hidden
+        sample = np.repeat(self.latents[:1], batch, axis=0)
+        return self.unet(sample, TIMESTEP, np.repeat(self._states, batch, axis=0))
+
+    def unet(self, sample: Any, timestep: int, states: Any) -> Any:
+        """The UNet's prediction, by the engine that pictures are made with."""
+        engine = self.pipe.engine("unet", len(sample), self.job.size)
         values = {
-            "sample": np.repeat(self.latents[:1], batch, axis=0),
-            "timestep": np.full(1, TIMESTEP),
-            "encoder_hidden_states": np.repeat(self._states, batch, axis=0),
+            "sample": sample,
+            "timestep": np.full(1, timestep),
+            "encoder_hidden_states": states,
         }
-        return engine(
-            **{
-                tensor.name: np.broadcast_to(values[tensor.name], tensor.shape).astype(tensor.dtype)
-                for tensor in engine.spec.inputs
-            }
-        )
+        inputs = {
+            tensor.name: np.broadcast_to(values[tensor.name], tensor.shape).astype(tensor.dtype)
+            for tensor in engine.spec.inputs
+        }
+        return engine(**inputs)[engine.spec.outputs[0].name]
 
     def schedule(self) -> object:
         """The arithmetic of a whole schedule around a model that costs nothing."""
@@ -102,20 +107,6 @@ class EdgeDiffusion:
             schedule="trailing",
             size=self.job.size,
         )
-
-
-def arithmetic(device: str) -> str:
-    """The precision that a device computes in: the plugin of OpenVINO chooses by the CPU."""
-    if device == "cpu":
-        return "fp32"
-    return "bf16" if "amx_bf16" in cpu_flags() else "fp32"
-
-
-def cpu_flags() -> list[str]:
-    """The CPU's instruction sets, as the runtime's own report names them."""
-    from edgediffusion.machine import machine_facts
-
-    return list(machine_facts()["cpu_flags"])
 
 
 if __name__ == "__main__":

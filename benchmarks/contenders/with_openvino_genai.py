@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from benchmarks.contenders.protocol import Hello, Job, Made, Stage, serve
+from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
 
 TIMESTEP: Final = 500
 DEVICE: Final = "CPU"
@@ -52,16 +52,12 @@ class GenAI:
     latents: Any = field(init=False)
 
     def hello(self, options: Mapping[str, Any]) -> Hello:
-        """Say which OpenVINO, and the arithmetic that it computes in."""
+        """Say which OpenVINO."""
         names = ("openvino-genai", "openvino", "openvino-tokenizers")
-        chosen = (
-            options["precision"]
-            or openvino.Core().get_property(DEVICE, "INFERENCE_PRECISION_HINT").to_string()
-        )
         absent = {"scheduler": "OpenVINO GenAI steps inside generate() only"}
-        return Hello({name: version(name) for name in names}, NAMES[chosen], absent)
+        return Hello({name: version(name) for name in names}, absent)
 
-    def load(self, job: Job) -> Mapping[str, Stage]:
+    def load(self, job: Job) -> Loaded:
         """Compile the parts and put them together; they stay within reach for timing."""
         self.job, self.latents = job, np.load(job.latents)
         parts = openvino_genai
@@ -81,7 +77,13 @@ class GenAI:
             "unet_b2": partial(self.predict, 2),
             "vae_decode": partial(vae.decode, openvino.Tensor(self.latents)),
         }
-        return {name: Stage(run) for name, run in stages.items()}
+        timed = {name: Stage(run) for name, run in stages.items()}
+        return Loaded(timed, self.precision(), self.unet)
+
+    def precision(self) -> str:
+        """What the UNet computes in: as it was told, else OpenVINO's choice for this CPU."""
+        hint = openvino.Core().get_property(DEVICE, "INFERENCE_PRECISION_HINT").to_string()
+        return NAMES[self.job.options["precision"] or hint]
 
     def folder(self, part: str) -> str:
         """Where the exported graph of a part is."""
@@ -110,7 +112,7 @@ class GenAI:
         return text
 
     def predict(self, batch: int) -> object:
-        """One call of the UNet."""
+        """One call of the UNet with the job's noise and prompt."""
         unet, sample, timestep = self.once(f"unet_b{batch}", partial(self.ready, batch))
         return unet.infer(sample, timestep)
 
@@ -123,6 +125,14 @@ class GenAI:
         unet.set_hidden_states("encoder_hidden_states", states)
         sample = openvino.Tensor(np.repeat(self.latents[:1], batch, axis=0))
         return unet, sample, openvino.Tensor(np.array([TIMESTEP], np.int64))
+
+    def unet(self, sample: Any, timestep: int, states: Any) -> Any:
+        """The UNet's prediction, of as many pictures as it is compiled for."""
+        unet = self.parts["unet"]
+        unet.set_hidden_states("encoder_hidden_states", openvino.Tensor(states))
+        self.parts.pop(f"unet_b{len(sample)}", None)  # what `ready` set is gone
+        step = openvino.Tensor(np.array([timestep], np.int64))
+        return np.array(unet.infer(openvino.Tensor(sample), step).data)
 
     def open_unet(self, batch: int) -> Any:
         """The UNet for a batch that a picture does not use."""

@@ -15,7 +15,7 @@ def greet(options: Mapping[str, Any]) -> Hello:
     import optimum.onnxruntime  # noqa: F401 -- its import is no part of loading a model
 
     names = ("optimum-onnx", "optimum", "onnxruntime", "diffusers", "torch", "transformers")
-    return Hello({name: version(name) for name in names}, "fp32")
+    return Hello({name: version(name) for name in names})
 
 
 def open_onnx(job: Job) -> Any:

@@ -2,7 +2,8 @@
 
 What is timed: each graph by itself, the sampler's arithmetic by itself, whole pictures, and,
 apart, cold starts in fresh processes. The workloads are interleaved round by round, because on a
-shared machine two minutes are not comparable. Raw samples are kept; medians are for reading.
+shared machine two minutes are not comparable, and an anchor, a fixed piece of work, is repeated
+between them, by which two runs can be compared. Raw samples are kept; medians are for reading.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgediffusion.anchor import Anchor
 from edgediffusion.bundle import Bundle, say_size
 from edgediffusion.engine import Engine
 from edgediffusion.errors import EngineError, RequestError
@@ -27,9 +29,9 @@ from edgediffusion.manifest import PLAIN
 from edgediffusion.noise import noise_source
 from edgediffusion.pipeline import Pipeline
 from edgediffusion.request import Request
+from edgediffusion.rounds import ANCHOR, measure
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import schedule_from_config
-from edgediffusion.timing import time_call
 
 SCHEMA: Final = "edgediffusion-bench/1"
 _PROMPT: Final = "a red circle above a blue square"
@@ -75,21 +77,33 @@ def bench(
     """Measure a bundle; return raw samples and facts as JSON-ready data.
 
     ``samples_ms`` maps workloads to milliseconds; ``own_share`` holds, for each measured step,
-    the part of it that was not spent in the engine.
+    the part of it that was not spent in the engine. Ctrl-C ends the measuring and keeps the whole
+    rounds, if there are any: ``complete`` is then False.
     """
     size = bundle.manifest.sizes[0]
-    own_share: list[float] = []
+    own_shares: list[list[float]] = []  # of each picture
     with Pipeline.open(bundle.path, device=options.device, threads=options.threads) as pipe:
         on_progress("first picture")
-        _picture(pipe, options.steps, own_share)
+        _picture(pipe, options.steps, own_shares)
         peak = peak_memory_mib()  # of making pictures; measuring loads one more graph
+        anchor = Anchor()
         workloads = _engine_workloads(pipe, size)
         workloads["sampler_step"] = _sampler_workload(bundle, options.steps)
-        workloads["end_to_end"] = partial(_picture, pipe, options.steps, own_share)
-        samples = _interleave(workloads, options, own_share, on_progress)
+        workloads["end_to_end"] = partial(_picture, pipe, options.steps, own_shares)
+        own_shares.clear()
+        samples = measure(
+            workloads,
+            options.rounds,
+            on_progress,
+            warmup=options.warmup,
+            anchor=anchor.sample,
+        )
         device = {"device": pipe.device, "device_reason": pipe.device_reason}
+    anchor_ms = samples.pop(ANCHOR)
+    complete = len(anchor_ms) == options.rounds
+    measured = own_shares[options.warmup :][: len(anchor_ms)]
     samples["sampler_step"] = [ms / options.steps for ms in samples["sampler_step"]]
-    for _ in range(options.cold_starts):
+    for _ in range(options.cold_starts if complete else 0):
         on_progress("cold start")
         for name, ms in _cold_start(bundle, options).items():
             samples.setdefault(name, []).append(ms)
@@ -100,8 +114,10 @@ def bench(
         "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256, "size": say_size(size)},
         "options": asdict(options) | device,
         "machine": machine_facts(),
+        "complete": complete,
+        "anchor": {"identity": anchor.identity, "samples_ms": anchor_ms},
         "samples_ms": samples,
-        "own_share": own_share,
+        "own_share": [share for shares in measured for share in shares],
         "peak_memory_mib": peak,
     }
 
@@ -143,30 +159,12 @@ def _sampler_workload(bundle: Bundle, steps: int) -> Callable[[], object]:
     return run
 
 
-def _picture(pipe: Pipeline, steps: int, own_share: list[float]) -> object:
+def _picture(pipe: Pipeline, steps: int, own_shares: list[list[float]]) -> object:
     result = pipe.generate(Request(prompt=_PROMPT, steps=steps, seed=0))
     timings = result.timings
-    own_share += [1 - unet / step for unet, step in zip(timings.unet, timings.step, strict=True)]
+    both = zip(timings.unet, timings.step, strict=True)
+    own_shares.append([1 - unet / step for unet, step in both])
     return result
-
-
-def _interleave(
-    workloads: Mapping[str, Callable[[], object]],
-    options: BenchOptions,
-    own_share: list[float],
-    on_progress: Callable[[str], None],
-) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in workloads}
-    for index in range(-options.warmup, options.rounds):
-        if index == 0:
-            own_share.clear()
-        phase = f"round {index + 1} of {options.rounds}" if index >= 0 else "warm-up"
-        for name, run in workloads.items():
-            on_progress(f"{phase}: {name}")
-            elapsed = time_call(run)
-            if index >= 0:
-                samples[name].append(elapsed)
-    return samples
 
 
 def _cold_start(bundle: Bundle, options: BenchOptions) -> dict[str, float]:

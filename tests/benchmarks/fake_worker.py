@@ -5,7 +5,8 @@ Options, all of them optional:
 at, fault : where something goes wrong (hello, load, picture, run), and what: crash, hang, error,
     or a line of rubbish to print in place of an answer.
 delay_ms, calls : how long a run of a stage takes, and how many calls it counts for.
-wrong : other work: steps, size, batch, flat, latents.
+wrong : other work: steps, size, batch, flat, latents, unet; or a UNet that is hidden.
+precision : the arithmetic that it says it has.
 absent : stages that it cannot show.
 log, name : a file that gets a line with the name and the op for everything that is done.
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders.protocol import Hello, Job, Made, Stage, serve
+from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
 
 
 @dataclass
@@ -38,13 +39,21 @@ class Fake:
         print("libraries chatter on standard output")
         self.options = options
         self.note("hello")
-        return Hello({"fake": "1.0"}, "fp32", dict.fromkeys(options.get("absent", ()), "hidden"))
+        return Hello({"fake": "1.0"}, dict.fromkeys(options.get("absent", ()), "hidden"))
 
-    def load(self, job: Job) -> Mapping[str, Stage]:
+    def load(self, job: Job) -> Loaded:
         self.job = job
         self.note("load")
         calls = job.options.get("calls", 1)
-        return {name: Stage(partial(self.work, name), calls) for name in ("unet_b1", "unet_b2")}
+        names = ("unet_b1", "unet_b2")
+        stages = {name: Stage(partial(self.work, name), calls) for name in names}
+        hidden = job.options.get("wrong") == "hidden"
+        return Loaded(stages, job.options.get("precision", "fp32"), None if hidden else self.unet)
+
+    def unet(self, sample: Any, timestep: int, states: Any) -> Any:
+        self.note("unet")
+        wrong = self.options.get("wrong") == "unet"
+        return sample * (2 if wrong else 1) + timestep * 1e-3 * states.mean()
 
     def work(self, stage: str) -> None:
         self.note("run")

@@ -17,6 +17,7 @@ def contender(ms: float, **more: Any) -> dict[str, Any]:
     return {
         "status": "ok",
         "reason": None,
+        "precision": "fp32",
         "environment_mib": 225.0,
         "disk_mib": 30.0,
         "peak_memory_mib": 1234.0,
@@ -24,20 +25,35 @@ def contender(ms: float, **more: Any) -> dict[str, Any]:
         "cold_start_ms": [3000.0] + [None] * 7,
         "samples_ms": {"unet_b2": turned(ms), "vae_decode": turned(2 * ms)},
         "absent": {},
-        "sameness": {"latents_l2": 1.5e-5, "psnr_db": 61.25, "identical": False, "flags": []},
+        "sameness": {
+            "unet_l2": 1e-6,
+            "latents_l2": 1.5e-5,
+            "psnr_db": 61.25,
+            "identical": False,
+            "flags": [],
+        },
     } | more
 
 
 def peers_report() -> dict[str, Any]:
     """Four contenders: the reference, a faster one, one that failed, one that could not be made."""
     unmeasured = {"samples_ms": {}, "load_ms": [], "cold_start_ms": [], "sameness": None}
+    unmeasured |= {"precision": None}
     sizes = dict.fromkeys(("environment_mib", "disk_mib", "peak_memory_mib"))
-    same = {"latents_l2": 0.0, "psnr_db": None, "identical": True, "flags": []}
-    other = {"latents_l2": 0.9, "psnr_db": 8.0, "identical": False, "flags": ["fewer steps"]}
+    same = {"unet_l2": 1e-6, "latents_l2": 0.0, "psnr_db": None, "identical": True, "flags": []}
+    other = {
+        "unet_l2": 1e-6,
+        "latents_l2": 0.9,
+        "psnr_db": 8.0,
+        "identical": False,
+        "flags": ["fewer steps"],
+    }
     return {
         "schema": "edgediffusion-peers/1",
         "machine": MACHINE,
-        "workload": {"architecture": "toy"},
+        "workload": {"name": "toy", "size": [16, 24], "guidance": 3.0},
+        "commit": "0123456789abcdef",
+        "complete": True,
         "reference": "diffusers",
         "rounds": 8,
         "anchor": {"identity": {"name": "sgemm"}, "samples_ms": turned(1)},

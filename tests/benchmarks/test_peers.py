@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -19,13 +20,14 @@ from typer.testing import CliRunner
 import edgediffusion as ed
 from benchmarks import peers, workloads
 from benchmarks.contenders import catalogue
-from benchmarks.contenders.anchor import Anchor
 from benchmarks.contenders.models import Files
 from benchmarks.contenders.protocol import Job
 from benchmarks.contenders.report import SCHEMA, Run
 from benchmarks.contenders.rounds import Entry, Plan
 from benchmarks.environments import Installed
 from benchmarks.workloads import WORKLOADS, Workload
+from edgediffusion.anchor import Anchor
+from edgediffusion.manifest import GATES
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = (sys.executable, "-m", "tests.benchmarks.fake_worker")
@@ -37,6 +39,8 @@ WORKLOAD = Workload(architecture="shapes", size=(16, 24), counts={}, steps=(1,),
 def entry(folder: Path, name: str = "fake", **options: Any) -> Entry:
     """A fake contender."""
     options = {"name": name, "log": str(folder / "log"), **options}
+    sample, states = ed.randn((4, 4, 2, 3), seed=1), ed.randn((4, 7, 8), seed=2)
+    np.savez(folder / "unet_inputs.npz", sample=sample, timestep=500, states=states)
     job = Job(
         model=str(folder),
         scheduler="",
@@ -47,6 +51,7 @@ def entry(folder: Path, name: str = "fake", **options: Any) -> Entry:
         seed=0,
         size=WORKLOAD.size,
         batch=WORKLOAD.batch,
+        unet_inputs=str(folder / "unet_inputs.npz"),
         options=options,
     )
     np.save(folder / "latents.npy", ed.randn(WORKLOAD.latent_shape, seed=0))
@@ -205,6 +210,7 @@ def test_a_stage_that_is_not_shown_is_absent_not_zero(tmp_path: Path) -> None:
         ("batch", "made 1 pictures, not 2"),
         ("flat", "the picture is flat"),
         ("latents", "latents differ from the reference by 2; fp32 allows"),
+        ("unet", "the UNet differs from the reference's by 1; fp32 allows 0.0001"),
     ],
 )
 def test_other_work_is_flagged(tmp_path: Path, wrong: str, flag: str) -> None:
@@ -212,6 +218,27 @@ def test_other_work_is_flagged(tmp_path: Path, wrong: str, flag: str) -> None:
     report = measure(tmp_path, entries, plan(rounds=1))
     assert report["contenders"]["fake"]["sameness"]["flags"] == []
     assert flag in "; ".join(report["contenders"]["other"]["sameness"]["flags"])
+
+
+def test_one_prediction_is_compared_for_the_whole_run(tmp_path: Path) -> None:
+    report = measure(tmp_path, {"fake": entry(tmp_path), "b": entry(tmp_path, "b")})
+    assert report["contenders"]["b"]["sameness"]["unet_l2"] == 0
+    assert log_of(tmp_path).count("b unet") == 1
+
+
+def test_a_unet_that_is_hidden_is_no_fault(tmp_path: Path) -> None:
+    entries = {"fake": entry(tmp_path), "other": entry(tmp_path, "other", wrong="hidden")}
+    row = measure(tmp_path, entries, plan(rounds=2))["contenders"]["other"]
+    assert (row["status"], row["sameness"]["unet_l2"]) == ("ok", None)
+    reason = "ValueError: the program does not let its UNet be called"
+    assert row["absent"] == {"prediction to compare": reason}
+
+
+def test_the_arithmetic_is_what_the_loaded_graphs_compute_in(tmp_path: Path) -> None:
+    row = measure(tmp_path, {"fake": entry(tmp_path, precision="bf16")})["contenders"]["fake"]
+    assert row["precision"] == "bf16"
+    row = measure(tmp_path, {"fake": entry(tmp_path, precision="fp7")})["contenders"]["fake"]
+    assert row["reason"].startswith("printed rubbish: an arithmetic wanted, got {'ms': ")
 
 
 def test_results_are_on_disk_after_each_round(tmp_path: Path) -> None:
@@ -283,6 +310,17 @@ def test_bad_input_is_named(tmp_path: Path, arguments: list[str], message: str) 
     assert message in output
 
 
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_a_checkpoint_that_is_none_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.parent.mkdir()
+    if content is not None:
+        file.write_bytes(content)
+    code, output = invoke("sd15-512", "--home", str(tmp_path), "--given", f"checkpoint={tmp_path}")
+    assert code == 2
+    assert "cannot be read, expected a folder of diffusers" in output
+
+
 def test_without_environments_every_row_says_how_to_make_one(tmp_path: Path) -> None:
     json = tmp_path / "results" / "out.json"
     code, output = invoke("shapes", "--home", str(tmp_path), "--json", str(json), "--rounds", "1")
@@ -324,7 +362,15 @@ def test_our_worker_and_diffusers_do_the_same_work(real: dict[str, Any]) -> None
     assert ours["sameness"]["latents_l2"] < 1e-4
     assert ours["precision"] == "fp32"
     assert "torch" not in ours["versions"]
-    assert real["contenders"]["diffusers-bf16"]["sameness"]["latents_l2"] > 1e-3
+    assert ours["sameness"]["unet_l2"] < 1e-5
+
+
+def test_bf16_is_the_same_network_and_the_same_work(real: dict[str, Any]) -> None:
+    row = real["contenders"]["diffusers-bf16"]
+    assert row["precision"] == "bf16"
+    assert 1e-4 < row["sameness"]["unet_l2"] < GATES["bf16"]
+    assert 1e-2 < row["sameness"]["latents_l2"] < 2e-1  # four steps with guidance add up
+    assert row["sameness"]["flags"] == []
 
 
 def test_the_machine_and_the_workload_are_in_the_report(real: dict[str, Any]) -> None:
@@ -349,7 +395,9 @@ def test_a_real_ctrl_c_ends_the_workers_too(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     child = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     )
     threading.Thread(target=interrupt_once_there, args=(child, json), daemon=True).start()
     assert child.wait() == 0

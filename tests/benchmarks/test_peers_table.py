@@ -1,3 +1,5 @@
+import pytest
+
 from benchmarks.peers_table import peers_table, stage_names
 from tests.benchmarks.samples import peers_report
 
@@ -29,10 +31,29 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_memory_disk_and_sameness_are_shown() -> None:
     table = peers_table(peers_report())
-    assert rows(table, "ours")[-1] == ["1,234", "30", "225", "1.5e-05", "61.2", "none"]
+    assert rows(table, "ours")[-1] == [
+        "fp32",
+        "1,234",
+        "30",
+        "225",
+        "1.0e-06",
+        "1.5e-05",
+        "61.2",
+        "none",
+    ]
     assert rows(table, "diffusers")[-1][-3:] == ["0.0e+00", "identical", "none"]
     assert rows(table, "cheat")[-1][-1] == "fewer steps"
-    assert rows(table, "gone")[-1] == ["-"] * 6
+    assert rows(table, "gone")[-1] == ["-"] * 8
+
+
+@pytest.mark.parametrize(
+    ("complete", "rounds"), [(True, "8 rounds on"), (False, "8 rounds (stopped")]
+)
+def test_the_setting_stands_above(complete: bool, rounds: str) -> None:
+    setting = peers_table(peers_report() | {"complete": complete}).splitlines()[0]
+    assert "Workload `toy`: 16 x 24 pixels, guidance 3;" in setting
+    assert rounds in setting
+    assert setting.endswith("2 cores of toy, commit 012345678.")
 
 
 def test_reasons_stand_below() -> None:

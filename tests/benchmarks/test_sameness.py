@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks.contenders.protocol import Made, save
-from benchmarks.sameness import GATES, Picture, Work, compare, psnr_db, read_picture
+from benchmarks.sameness import (
+    GATES,
+    Picture,
+    Work,
+    compare,
+    prediction_flags,
+    prediction_l2,
+    psnr_db,
+    read_picture,
+)
 
 WORK = Work(size=(16, 24), batch=2, steps=4)
 
@@ -71,6 +80,13 @@ def test_other_work_than_asked_for_is_flagged(work: Work, flag: str) -> None:
     assert compare(picture(), picture(), work, "fp32")["flags"] == [flag]
 
 
+def test_pictures_with_an_alpha_channel_are_flagged() -> None:
+    alpha = np.full((2, 16, 24, 1), 255, np.uint8)
+    made = replace(picture(), pictures=np.concatenate([picture().pictures, alpha], axis=3))
+    same = compare(made, picture(), WORK, "fp32")
+    assert (same["psnr_db"], same["flags"]) == (None, ["made pictures of 4 channels, not 3"])
+
+
 def test_a_flat_picture_proves_nothing() -> None:
     flat = replace(picture(), pictures=np.full((2, 16, 24, 3), 127, np.uint8))
     (flag,) = compare(flat, flat, WORK, "fp32")["flags"]
@@ -89,6 +105,21 @@ def test_latents_that_are_not_numbers_are_flagged() -> None:
 def test_latents_of_another_shape_are_infinitely_far() -> None:
     other = replace(picture(), latents=np.zeros((1, 4, 2, 3), np.float32))
     assert compare(other, picture(), WORK, "fp32")["latents_l2"] == math.inf
+
+
+def test_a_prediction_is_held_to_the_gates_of_single_graphs() -> None:
+    reference = np.full((2, 4, 2, 3), 2, np.float32)
+    assert prediction_l2(reference * np.float32(1.01), reference) == pytest.approx(0.01, rel=1e-3)
+    assert prediction_flags(0.01, "bf16") == []
+    (flag,) = prediction_flags(0.01, "fp32")
+    assert flag == "the UNet differs from the reference's by 0.01; fp32 allows 0.0001"
+
+
+def test_predictions_that_cannot_be_compared() -> None:
+    reference = np.ones((2, 4, 2, 3), np.float32)
+    assert prediction_l2(reference[:1], reference) == math.inf
+    assert prediction_l2(None, reference) is prediction_l2(reference, None) is None
+    assert prediction_flags(None, "fp32") == []
 
 
 def test_without_latents_the_pictures_are_compared() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import edgediffusion as ed
+from edgediffusion.bench import BenchOptions, bench
 from edgediffusion.cli import _embeddings, main
 from edgediffusion.engine_cache import EngineCache, engine_cache
 from edgediffusion.hashing import SELF_TESTS, remember
@@ -278,9 +279,25 @@ def test_bench_writes_raw_samples_and_facts(
     )
     assert 0 < data["samples_ms"]["import"][0] < data["samples_ms"]["cold_start"][0]
     assert len(data["own_share"]) == 4
+    assert len(data["anchor"]["samples_ms"]) == 2
+    assert data["anchor"]["identity"]["name"] == "sgemm"
+    assert data["complete"]
     assert all(0 < share < 1 for share in data["own_share"])
     assert data["machine"]["cores"] == os.cpu_count()
     assert "runtime's own share of a step" in capsys.readouterr().out
+
+
+def test_a_bench_that_is_interrupted_keeps_its_whole_rounds(tmp_path: Path) -> None:
+    def interrupt(text: str) -> None:
+        if text.startswith("round 2 of 9: end_to_end"):
+            raise KeyboardInterrupt
+
+    options = BenchOptions(rounds=9, warmup=1, steps=1, cold_starts=1)
+    report = bench(ed.Bundle.open("shapes"), options, interrupt)
+    assert not report["complete"]
+    assert {len(each) for each in report["samples_ms"].values()} == {1}
+    assert len(report["own_share"]) == len(report["anchor"]["samples_ms"]) == 1
+    assert "cold_start" not in report["samples_ms"]
 
 
 @pytest.mark.parametrize("name", ["rounds", "steps"])
