@@ -27,6 +27,7 @@ from benchmarks.reports import ROOT, Report
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
+from benchmarks.spinning import spinning_table
 from benchmarks.throughput import throughput_table
 from edgediffusion.timing import summarize
 
@@ -231,6 +232,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "plots": plots,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
+    "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),

@@ -35,12 +35,9 @@ class EngineOptions:
     """How engines use the machine.
 
     threads : threads per graph; 0 means one for each physical core.
-    spin : let idle threads spin between calls. Saves some microseconds a call and burns whole
-        cores while the program waits, so it is off.
     """
 
     threads: int = 0
-    spin: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 0:
