@@ -51,8 +51,8 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
     words = (
         "export org/name -o out --size 64x128 --size 512 --batch 1 --batch 4 --precision fp16 "
         "--chunks 3 "
-        "--store source --target cpu --name n --license MIT --revision main --steps 8 "
-        "--guidance 1.5 --sampler unipc --force"
+        "--store source --target cpu --target tensorrt-rtx --compute-capability 8.9 "
+        "--name n --license MIT --revision main --steps 8 --guidance 1.5 --sampler unipc --force"
     )
     result = CliRunner().invoke(app, words.split())
     assert result.exit_code == 0, result.output
@@ -65,6 +65,8 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
             chunks=3,
             precision="fp16",
             store="source",
+            targets=("cpu", "tensorrt-rtx"),
+            compute_capabilities=("8.9",),
             name="n",
             license="MIT",
             revision="main",
