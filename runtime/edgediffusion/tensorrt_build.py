@@ -93,7 +93,8 @@ def parse(trt: ModuleType, builder: Any, graph: Path, log: Any) -> tuple[Any, An
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        faults = [f"{error.node_operator()}: {error.desc()}" for error in errors]
         raise EngineError(
             f"{graph} is not a graph that {trt.__name__} {trt.__version__} reads: "
             f"{'; '.join(faults) or log.why()}"

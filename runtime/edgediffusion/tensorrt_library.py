@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from edgediffusion.errors import DeviceError
+from edgediffusion.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ class Library:
 
 TENSORRT: Final = Library("tensorrt", "tensorrt", "TensorRT")
 TENSORRT_RTX: Final = Library("tensorrt-rtx", "tensorrt_rtx", "TensorRT for RTX")
+
+
+def promising(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the devices to try first for a bundle, each with its reason; nothing is loaded.
+
+    A GPU that is not there, or that an engine is not for, comes out when the first graph is opened.
+    """
+    graphs = [graph for each in manifest.components.values() for graph in each.graphs]
+    found = []
+    if any(graph.plans for graph in graphs) and TENSORRT_RTX.is_installed:
+        found.append((TENSORRT_RTX.device, "the bundle has engines of TensorRT for RTX"))
+    if manifest.precision == "fp16" and TENSORRT.is_installed:
+        found.append((TENSORRT.device, "TensorRT is installed, and the bundle is for GPUs"))
+    return found
 
 
 def message_log(trt: ModuleType) -> Any:
