@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.paired import estimate, ratios
+from benchmarks.plan_builds import plans_report
 from benchmarks.reports import ROOT
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
@@ -37,6 +38,7 @@ PAGES: Final = tuple(
         "docs/samplers.md",
         "docs/speed.md",
         "docs/devices.md",
+        "docs/tensorrt.md",
         "docs/benchmarks.md",
     )
 )
@@ -214,6 +216,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
+    "plan_builds": lambda: plans_report(read(RESULTS / "plan_builds_shapes.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 

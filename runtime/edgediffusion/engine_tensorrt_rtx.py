@@ -128,15 +128,19 @@ class Finisher:
 
 
 class _Kernels:
-    """The kernels that are compiled on the GPU: ``known`` from an earlier time, or new ones."""
+    """The kernels that are compiled on the GPU: ``known`` from an earlier time, or new ones.
+
+    It keeps the library's objects for as long as the execution context, which may look at them.
+    """
 
     def __init__(self, known: bytes = b"") -> None:
         self._known = known
+        self._config: Any = None
         self._cache: Any = None
 
     def context(self, engine: Any) -> Any:
         """Make an execution context; raises EngineError for kernels of another machine."""
-        config = engine.create_runtime_config()
+        self._config = config = engine.create_runtime_config()
         self._cache = config.create_runtime_cache()
         if self._known and not self._cache.deserialize(self._known):
             raise EngineError("the kernels in the engine cache are of another machine")

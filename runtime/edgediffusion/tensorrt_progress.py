@@ -23,8 +23,11 @@ def stopped_by_ctrl_c(trt: ModuleType, config: Any) -> Iterator[None]:
     stop = threading.Event()
     monitor = _monitor(trt, stop)
     config.progress_monitor = monitor
-    with _marks(stop):
-        yield
+    try:
+        with _marks(stop):
+            yield
+    finally:
+        config.progress_monitor = None  # the library does not keep it alive
     if stop.is_set():
         raise KeyboardInterrupt
 

@@ -116,7 +116,7 @@ class TensorRtBackend:
         tensors = (*spec.inputs, *spec.outputs)
         needed = int(self._engine.device_memory_size_v2) + sum(map(_bytes_of, tensors))
         self._cuda.require_memory(needed, f"running {spec.file}")
-        self._context = context(self._engine)
+        self._make_context, self._context = context, context(self._engine)
         if self._context is None:
             raise EngineError(f"{spec.file} gets no execution context: {self._log.why()}")
         self._stream = self._cuda.create_stream()
@@ -139,6 +139,7 @@ class TensorRtBackend:
     def _forget(self) -> None:
         """Drop the library's objects, those that stand on others first."""
         self._context = None
+        self._make_context = plain_context
         self._engine = None
         self._runtime = None
 

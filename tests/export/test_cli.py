@@ -78,6 +78,16 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
     ]
 
 
+def test_the_command_of_the_docs_is_one(app: typer.Typer, asked: list[ExportOptions]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "tensorrt.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    (command,) = [line for line in lines if line.startswith("edgediffusion export ")]
+    result = CliRunner().invoke(app, command.split()[1:])
+    assert result.exit_code == 0, result.output
+    (options,) = asked
+    assert (options.precision, options.targets) == ("fp16", ("tensorrt-rtx",))
+
+
 def test_the_summary_names_what_was_made(tiny_bundle: Path) -> None:
     written = StringIO()
     cli.print_summary(tiny_bundle, 12.3, Console(width=200, file=written))

@@ -1,4 +1,4 @@
-"""An fp16 bundle, which devices on GPUs take."""
+"""An fp16 bundle, which devices on GPUs take, and a cache of one's own."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint=str(checkpoint), output=folder / "tiny", precision="fp16", guidance=3.0
     )
     return export_checkpoint(options)
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache for each test, below ``tmp_path / "cache"``."""
+    monkeypatch.setenv("EDGEDIFFUSION_CACHE", str(tmp_path / "cache"))

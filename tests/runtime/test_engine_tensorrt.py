@@ -16,20 +16,20 @@ import pytest
 
 import edgediffusion as ed
 from edgediffusion import engine_tensorrt, tensorrt_library
-from edgediffusion.engine import Engine, EngineOptions, open_engine
+from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.engine_cache import engine_cache
-from edgediffusion.golden import check_graph, golden_inputs, read_tensors
+from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.manifest import STAYS_FP32
 from edgediffusion.one_builder import one_builder
 from tests.runtime.fake_cuda import CudaError, FakeGpu
 from tests.runtime.fake_tensorrt import FakeTensorRt
+from tests.runtime.on_fake_gpu import inputs_of, install, opened
 
 CACHE = "EDGEDIFFUSION_CACHE"
+TENSORRT = "tensorrt"
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 @pytest.fixture
@@ -38,24 +38,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     made = FakeTensorRt("tensorrt", FakeGpu())
     install(made, monkeypatch)
     return made
-
-
-def install(fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, fake.name, fake.module())
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake.gpu.module())
-
-
-def opened(folder: Path, component: str = "text_encoder", device: str = "tensorrt") -> Engine:
-    """Open a graph the way a Pipeline does, with its content for the cache."""
-    bundle = ed.Bundle.open(folder)
-    spec = bundle.graph(component, size=(64, 64))
-    return open_engine(spec, bundle.path, device, None, bundle.content(spec))
-
-
-def inputs_of(folder: Path, engine: Engine) -> dict[str, Any]:
-    bundle = ed.Bundle.open(folder)
-    tensors = read_tensors(bundle.file(bundle.component_of(engine.spec).golden))
-    return golden_inputs(engine.spec.golden[0], engine.spec, tensors)
 
 
 def engines() -> list[str]:
@@ -78,10 +60,10 @@ def test_every_graph_runs_passes_its_gate_and_gives_everything_back(
 def test_outputs_are_those_of_the_cpu_the_callers_own_and_the_same_each_time(
     half_bundle: Path, fake: FakeTensorRt
 ) -> None:
-    with opened(half_bundle, "unet", "cpu") as engine:
+    with opened(half_bundle, "cpu", "unet") as engine:
         inputs = inputs_of(half_bundle, engine)
         want = engine(**inputs)["out_sample"]
-    with opened(half_bundle, "unet") as engine:
+    with opened(half_bundle, TENSORRT, "unet") as engine:
         first = engine(**inputs)["out_sample"]
         assert np.array_equal(first, want)
         kept = first.copy()
@@ -95,7 +77,7 @@ def test_outputs_are_those_of_the_cpu_the_callers_own_and_the_same_each_time(
 
 
 def test_calls_launch_one_captured_graph(half_bundle: Path, fake: FakeTensorRt) -> None:
-    with opened(half_bundle) as engine:
+    with opened(half_bundle, TENSORRT) as engine:
         assert fake.gpu.launches == 0
         for _ in range(3):
             engine(**inputs_of(half_bundle, engine))
@@ -110,17 +92,17 @@ def test_a_graph_that_cannot_be_captured_runs_kernel_by_kernel(
         fake.is_capturable = False
     else:
         fake.gpu.broken["cudaStreamEndCapture"] = CudaError.cudaErrorStreamCaptureInvalidated
-    with opened(half_bundle, "unet", "cpu") as engine:
+    with opened(half_bundle, "cpu", "unet") as engine:
         inputs = inputs_of(half_bundle, engine)
         want = engine(**inputs)["out_sample"]
-    with opened(half_bundle, "unet") as engine:
+    with opened(half_bundle, TENSORRT, "unet") as engine:
         assert np.array_equal(engine(**inputs)["out_sample"], want)
     assert fake.gpu.launches == 0
 
 
 def test_the_second_start_loads_what_the_first_built(half_bundle: Path, fake: FakeTensorRt) -> None:
     for _ in range(3):
-        with opened(half_bundle) as engine:
+        with opened(half_bundle, TENSORRT) as engine:
             engine(**inputs_of(half_bundle, engine))
     assert len(fake.builds) == 1
     assert engines() == ["kernel timings", "tiny/text_encoder/b1.onnx"]
@@ -130,7 +112,7 @@ def test_the_second_start_loads_what_the_first_built(half_bundle: Path, fake: Fa
 def test_another_library_driver_or_gpu_builds_anew(
     half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     changes = {
         "version": lambda: setattr(fake, "version", "11.5.0"),
         "capability": lambda: setattr(fake.gpu, "capability", (12, 0)),
@@ -139,7 +121,7 @@ def test_another_library_driver_or_gpu_builds_anew(
     }
     changes[change]()
     install(fake, monkeypatch)
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     assert len(fake.builds) == 2
     assert fake.timing_caches == [b"", b""]
 
@@ -163,13 +145,13 @@ def the_plan() -> Path:
 def test_a_half_written_or_foreign_plan_is_built_again(
     half_bundle: Path, fake: FakeTensorRt, damage: bytes | None
 ) -> None:
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     foreign = FakeTensorRt("tensorrt", fake.gpu, "9.9.9").plan(fake.builds[0], ("8.9",))
     the_plan().write_bytes(foreign if damage is None else damage)
-    with opened(half_bundle) as engine:
+    with opened(half_bundle, TENSORRT) as engine:
         engine(**inputs_of(half_bundle, engine))
     assert len(fake.builds) == 2
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     assert len(fake.builds) == 2
 
 
@@ -177,35 +159,35 @@ def test_a_plan_that_the_library_will_not_have_is_built_again(
     half_bundle: Path, fake: FakeTensorRt
 ) -> None:
     """Intact in the cache, and refused all the same."""
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     fake.refusals = 1
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     assert len(fake.builds) == 2
     fake.refusals = 9
     message = "b1.onnx: its engine does not load: the plan is not for here: <Diagnostics.MALFORMED"
     with pytest.raises(ed.EngineError, match=message):
-        opened(half_bundle)
+        opened(half_bundle, TENSORRT)
     assert not fake.gpu.held
 
 
 def test_timings_are_kept_for_the_next_graph(half_bundle: Path, fake: FakeTensorRt) -> None:
     for component in ("text_encoder", "vae_decoder", "unet"):
-        opened(half_bundle, component).close()
+        opened(half_bundle, TENSORRT, component).close()
     assert fake.timing_caches == [b"", b"timings after ", b"timings after timings after "]
 
 
 def test_timings_of_another_gpu_are_left_aside(half_bundle: Path, fake: FakeTensorRt) -> None:
-    opened(half_bundle).close()
+    opened(half_bundle, TENSORRT).close()
     machine = engine_tensorrt.libraries()
     engine_tensorrt.TimingCache(engine_cache(), machine).keep(b"of another GPU")
-    opened(half_bundle, "unet").close()
+    opened(half_bundle, TENSORRT, "unet").close()
     assert fake.timing_caches == [b"", b""]
 
 
 def test_an_interrupted_build_leaves_nothing(half_bundle: Path, fake: FakeTensorRt) -> None:
     fake.while_building = _thread.interrupt_main
     with pytest.raises(KeyboardInterrupt):
-        opened(half_bundle)
+        opened(half_bundle, TENSORRT)
     folder = engine_cache().folder
     assert {path.name for path in folder.iterdir()} <= {".lock", ".building"}
     assert not fake.gpu.held
@@ -218,7 +200,7 @@ def test_two_that_build_at_once_build_once(half_bundle: Path, fake: FakeTensorRt
 
     def work() -> None:
         both.wait()
-        with opened(half_bundle) as engine:
+        with opened(half_bundle, TENSORRT) as engine:
             made.append(engine(**inputs_of(half_bundle, engine))["pooler_output"].tobytes())
 
     threads = [threading.Thread(target=work) for _ in range(2)]
@@ -245,19 +227,18 @@ def test_another_process_that_builds_is_waited_for(tmp_path: Path) -> None:
     other = context.Process(target=hold_the_turn, args=(str(tmp_path / "cache"), held, release))
     other.start()
     held.wait()
-    order: list[str] = []
 
-    def wait_for_turn() -> None:
+    def take_a_turn() -> None:
         with one_builder(engine_cache(), {"b": "2"}):
-            order.append("mine")
+            pass
 
-    mine = threading.Thread(target=wait_for_turn)
+    mine = threading.Thread(target=take_a_turn)
     mine.start()
-    order.append("still the other's")
+    mine.join(timeout=0.5)
+    assert mine.is_alive(), "it did not wait"
     release.set()
     mine.join()
     other.join()
-    assert order == ["still the other's", "mine"]
 
 
 def test_a_cache_that_cannot_be_written_costs_one_build_a_start(
@@ -266,8 +247,8 @@ def test_a_cache_that_cannot_be_written_costs_one_build_a_start(
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE, str(tmp_path / "file" / "below"))
     with pytest.warns(RuntimeWarning, match="the engine cache in .* cannot be used"):
-        opened(half_bundle).close()
-    opened(half_bundle).close()
+        opened(half_bundle, TENSORRT).close()
+    opened(half_bundle, TENSORRT).close()
     assert len(fake.builds) == 2
 
 
@@ -283,7 +264,7 @@ def test_a_disk_that_fills_up_builds_once_and_warns(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
-        opened(half_bundle).close()
+        opened(half_bundle, TENSORRT).close()
     assert len(fake.builds) == 1
     assert "tiny/text_encoder/b1.onnx" not in engines()
 
@@ -298,10 +279,10 @@ def test_too_little_memory_names_what_is_needed_and_what_is_there(
         "of 2.0 GiB: close what else uses it, export a smaller --size, or use device 'cpu'"
     )
     with pytest.raises(ed.DeviceError, match=message):
-        opened(half_bundle)
+        opened(half_bundle, TENSORRT)
     fake.gpu.memory = 1
     with pytest.raises(ed.DeviceError, match=r"loading text_encoder/b1.onnx needs 0\.\d MiB of"):
-        opened(half_bundle)
+        opened(half_bundle, TENSORRT)
     assert not fake.gpu.held
     assert engines() == ["kernel timings"]
 
@@ -336,7 +317,7 @@ def test_an_engine_of_another_graph_is_refused(half_bundle: Path, fake: FakeTens
 
 def test_a_run_that_fails_says_why(half_bundle: Path, fake: FakeTensorRt) -> None:
     fake.is_capturable = False
-    with opened(half_bundle) as engine:
+    with opened(half_bundle, TENSORRT) as engine:
         inputs = inputs_of(half_bundle, engine)
         fake.fails_to_run = True
         with pytest.raises(ed.EngineError, match=r"b1.onnx failed in TensorRT: a kernel failed"):
@@ -344,7 +325,7 @@ def test_a_run_that_fails_says_why(half_bundle: Path, fake: FakeTensorRt) -> Non
 
 
 def test_a_gpu_that_fails_says_in_which_call(half_bundle: Path, fake: FakeTensorRt) -> None:
-    with opened(half_bundle) as engine:
+    with opened(half_bundle, TENSORRT) as engine:
         inputs = inputs_of(half_bundle, engine)
         fake.gpu.broken = {"cudaMemcpyAsync": CudaError.cudaErrorIllegalAddress}
         with pytest.raises(
@@ -378,7 +359,7 @@ def test_a_missing_driver_or_gpu_is_named(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ed.DeviceError, match=message):
-        opened(half_bundle)
+        opened(half_bundle, TENSORRT)
     (row,) = [report for report in ed.devices() if report.name == "tensorrt"]
     assert not row.works
 
@@ -400,7 +381,7 @@ def test_a_missing_cuda_python_names_the_extra(
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     message = r"needs cuda-python, which does not load .*: pip install \"edgediffusion\[tensorrt\]"
     with pytest.raises(ed.DeviceError, match=message):
-        opened(half_bundle)
+        opened(half_bundle, TENSORRT)
 
 
 def test_devices_say_the_version_and_the_gpu(fake: FakeTensorRt) -> None:

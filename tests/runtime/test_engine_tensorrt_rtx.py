@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 import edgediffusion as ed
-from edgediffusion.engine import Engine, open_engine
+from edgediffusion.cli import main
+from edgediffusion.engine import open_engine
 from edgediffusion.engine_cache import engine_cache
-from edgediffusion.golden import check_graph, golden_inputs, read_tensors
+from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import sha256_file
 from edgediffusion.manifest import (
     MANIFEST_NAME,
@@ -28,17 +29,16 @@ from edgediffusion.manifest import (
 from edgediffusion.tensorrt_library import TENSORRT_RTX, message_log
 from tests.runtime.fake_cuda import FakeGpu
 from tests.runtime.fake_tensorrt import Diagnostics, FakeTensorRt
-from tests.runtime.test_engine_tensorrt import CACHE, install
+from tests.runtime.on_fake_gpu import inputs_of, install, opened
 
 INSTALLED = all(
     importlib.util.find_spec(name) is not None for name in ("tensorrt_rtx", "cuda.bindings")
 )
 VERSION = "1.7.1"
+RTX = "tensorrt-rtx"
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 @pytest.fixture
@@ -75,18 +75,6 @@ def planned(half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def opened(folder: Path, component: str = "text_encoder") -> Engine:
-    bundle = ed.Bundle.open(folder)
-    spec = bundle.graph(component, size=(64, 64))
-    return open_engine(spec, bundle.path, "tensorrt-rtx", None, bundle.content(spec))
-
-
-def inputs_of(folder: Path, engine: Engine) -> dict[str, Any]:
-    bundle = ed.Bundle.open(folder)
-    tensors = read_tensors(bundle.file(bundle.component_of(engine.spec).golden))
-    return golden_inputs(engine.spec.golden[0], engine.spec, tensors)
-
-
 def test_every_graph_runs_from_its_plan_and_passes_its_gate(
     planned: Path, fake: FakeTensorRt
 ) -> None:
@@ -106,7 +94,7 @@ def test_kernels_are_compiled_once_for_a_gpu(
 ) -> None:
     outputs = []
     for _ in range(3):
-        with opened(planned) as engine:
+        with opened(planned, RTX) as engine:
             outputs.append(engine(**inputs_of(planned, engine))["pooler_output"])
     assert np.array_equal(outputs[0], outputs[2])
     assert fake.compiled == 1
@@ -114,7 +102,7 @@ def test_kernels_are_compiled_once_for_a_gpu(
     assert (entry.device, entry.label) == ("tensorrt-rtx", "tiny/text_encoder/b1.onnx")
     fake.gpu.name = "Fake RTX 4060"
     install(fake, monkeypatch)
-    opened(planned).close()
+    opened(planned, RTX).close()
     assert fake.compiled == 2
 
 
@@ -124,10 +112,10 @@ def test_kernels_that_the_library_refuses_are_compiled_again(
     """Intact in the cache, for this GPU, and still of another machine, as the library sees it."""
     with monkeypatch.context() as patch:
         patch.setattr("tests.runtime.fake_tensorrt.RuntimeConfig.serialize", lambda _: b"other")
-        opened(planned).close()
+        opened(planned, RTX).close()
     assert fake.compiled == 1
     for _ in range(2):
-        opened(planned).close()
+        opened(planned, RTX).close()
         assert fake.compiled == 2
     assert not fake.gpu.held
 
@@ -150,7 +138,7 @@ def test_a_bundle_without_plans_names_the_export(half_bundle: Path, fake: FakeTe
         "--precision fp16 --target tensorrt-rtx"
     )
     with pytest.raises(ed.DeviceError, match=message):
-        opened(half_bundle)
+        opened(half_bundle, RTX)
     with ed.Pipeline.open(half_bundle) as pipe:
         assert "tensorrt" not in pipe.device
 
@@ -171,7 +159,7 @@ def test_another_kind_of_gpu_is_named(
 ) -> None:
     fake.gpu.capability = capability
     with pytest.raises(ed.DeviceError, match=message):
-        opened(planned)
+        opened(planned, RTX)
     with ed.Pipeline.open(planned) as pipe:
         pipe.embed(["red"])
         assert "tensorrt-rtx was passed over for text_encoder/b1.onnx" in pipe.device_reason
@@ -180,7 +168,7 @@ def test_another_kind_of_gpu_is_named(
 def test_each_kind_of_gpu_has_its_plan(planned: Path, fake: FakeTensorRt) -> None:
     for capability in ((7, 5), (8, 6), (8, 9)):
         fake.gpu.capability = capability
-        opened(planned).close()
+        opened(planned, RTX).close()
     assert fake.compiled == 3
 
 
@@ -194,7 +182,7 @@ def test_a_plan_of_another_version_names_both(
         "is 1.8.0: install that version, or edgediffusion export"
     )
     with pytest.raises(ed.DeviceError, match=message):
-        opened(planned)
+        opened(planned, RTX)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +207,7 @@ def test_what_the_library_finds_is_said(
 ) -> None:
     fake.diagnostics = found
     with pytest.raises(ed.DeviceError, match=f"cannot be used: {message}"):
-        opened(planned)
+        opened(planned, RTX)
 
 
 def test_too_little_memory_for_the_plan(planned: Path, fake: FakeTensorRt) -> None:
@@ -227,7 +215,7 @@ def test_too_little_memory_for_the_plan(planned: Path, fake: FakeTensorRt) -> No
     with pytest.raises(
         ed.DeviceError, match=r"loading text_encoder/b1.onnx needs 0\.\d MiB of GPU"
     ):
-        opened(planned)
+        opened(planned, RTX)
 
 
 def test_a_plan_that_is_gone_is_an_error(planned: Path, fake: FakeTensorRt, tmp_path: Path) -> None:
@@ -248,6 +236,45 @@ def test_an_old_reader_ignores_plans(planned: Path, half_bundle: Path) -> None:
         assert [msgspec.structs.replace(g, plans=()) for g in graphs] == list(component.graphs)
 
 
+DOCS = Path(__file__).parents[2] / "docs" / "tensorrt.md"
+
+
+def test_the_commands_of_the_docs_run(
+    planned: Path,
+    fake: FakeTensorRt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(FakeTensorRt("tensorrt", fake.gpu), monkeypatch)
+    shutil.copytree(planned, tmp_path / "my-rtx-bundle")
+    monkeypatch.chdir(tmp_path)
+    found = [line for line in DOCS.read_text("utf-8").splitlines() if line[:14] == "edgediffusion "]
+    commands = [shlex.split(line)[1:] for line in found if " export " not in line]
+    assert len(commands) == 5
+    for command in commands:
+        assert main(command) == 0, (command, capsys.readouterr())
+    printed = capsys.readouterr().out
+    assert "TensorRT for RTX 1.7.1 on Fake RTX 4090" in printed
+    assert "unet/64x64.b2.onnx  L2 " in printed
+    assert (tmp_path / "circle.png").stat().st_size > 100
+
+
+def test_info_says_for_which_gpus_there_are_engines(
+    planned: Path, demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for folder in (planned, demo):
+        assert main(["info", str(folder)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        (said[folder],) = [line.split("  ")[-1] for line in lines if line.strip()[:7] == "engines"]
+    kinds = "TensorRT for RTX 1.7.1, compute capability "
+    assert said == {
+        planned: f"{kinds}7.5; {kinds}8.6, 8.9",
+        demo: "none built ahead of time",
+    }
+
+
 # --- the real library, on a machine without a GPU -------------------------------------------------
 
 without_gpu = pytest.mark.skipif(
@@ -260,7 +287,7 @@ without_gpu = pytest.mark.skipif(
 def test_the_real_library_without_a_driver_is_our_error(planned: Path) -> None:
     message = "'tensorrt-rtx' needs an NVIDIA GPU, and no NVIDIA driver is installed here"
     with pytest.raises(ed.DeviceError, match=message):
-        opened(planned)
+        opened(planned, RTX)
     (row,) = [report for report in ed.devices() if report.name == "tensorrt-rtx"]
     assert not row.works
     assert "no NVIDIA driver" in row.detail
