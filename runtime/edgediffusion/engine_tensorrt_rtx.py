@@ -40,7 +40,7 @@ def open_backend(
     if content is None:
         return finisher.build()
     facts = engine_facts(content, TENSORRT_RTX.device, spec.precision, EngineOptions())
-    return open_cached(finisher, facts | {"plan": plan.file, "plan_version": plan.version})
+    return open_cached(finisher, facts | {"plan": plan.file})
 
 
 def libraries() -> dict[str, str]:

@@ -57,6 +57,7 @@ class FakeTensorRt:
         self.while_building: Callable[[], None] = lambda: None
         self.is_capturable = True
         self.fails_to_run = False
+        self.gives_contexts = True
         self.refusals = 0
 
     def plan(self, graph: Path, capabilities: tuple[str, ...]) -> bytes:
@@ -197,7 +198,10 @@ class Engine:
         return RuntimeConfig(self.fake)
 
     def create_execution_context(self, config: Any = None) -> Any:
-        return Context(self, config)
+        if self.fake.gives_contexts:
+            return Context(self, config)
+        self.log.log(1, "out of something")
+        return None
 
 
 class RuntimeConfig:

@@ -10,7 +10,7 @@ import pytest
 
 import edgediffusion as ed
 from edgediffusion.engine import Engine, open_engine
-from edgediffusion.golden import golden_inputs, read_tensors
+from edgediffusion.golden import check_graph, golden_inputs, read_tensors
 from tests.runtime.fake_tensorrt import FakeTensorRt
 
 
@@ -32,3 +32,26 @@ def inputs_of(folder: Path, engine: Engine) -> dict[str, Any]:
     bundle = ed.Bundle.open(folder)
     tensors = read_tensors(bundle.file(bundle.component_of(engine.spec).golden))
     return golden_inputs(engine.spec.golden[0], engine.spec, tensors)
+
+
+def prove_all(folder: Path, device: str) -> None:
+    """Hold every graph of an fp16 bundle to its golden vectors."""
+    bundle = ed.Bundle.open(folder)
+    for component in bundle.manifest.components.values():
+        tensors = read_tensors(bundle.file(component.golden))
+        for graph in component.graphs:
+            with open_engine(graph, bundle.path, device) as engine:
+                assert (engine.device, engine.arithmetic) == (device, "fp16")
+                assert check_graph(engine, tensors) <= bundle.gate(graph, "fp16"), graph.file
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the disk be full whenever a file of that name is written."""
+    write = Path.write_bytes
+
+    def full(path: Path, data: Any) -> int:
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)

@@ -23,7 +23,7 @@ from edgediffusion.manifest import STAYS_FP32
 from edgediffusion.one_builder import one_builder
 from tests.runtime.fake_cuda import CudaError, FakeGpu
 from tests.runtime.fake_tensorrt import FakeTensorRt
-from tests.runtime.on_fake_gpu import inputs_of, install, opened
+from tests.runtime.on_fake_gpu import fill_disk, inputs_of, install, opened, prove_all
 
 CACHE = "EDGEDIFFUSION_CACHE"
 TENSORRT = "tensorrt"
@@ -47,14 +47,8 @@ def engines() -> list[str]:
 def test_every_graph_runs_passes_its_gate_and_gives_everything_back(
     half_bundle: Path, fake: FakeTensorRt
 ) -> None:
-    bundle = ed.Bundle.open(half_bundle)
-    for component in bundle.manifest.components.values():
-        tensors = read_tensors(bundle.file(component.golden))
-        for graph in component.graphs:
-            with open_engine(graph, bundle.path, "tensorrt") as engine:
-                assert (engine.device, engine.arithmetic) == ("tensorrt", "fp16")
-                assert check_graph(engine, tensors) <= bundle.gate(graph, "fp16"), graph.file
-            assert not fake.gpu.held
+    prove_all(half_bundle, TENSORRT)
+    assert not fake.gpu.held
 
 
 def test_outputs_are_those_of_the_cpu_the_callers_own_and_the_same_each_time(
@@ -255,14 +249,7 @@ def test_a_cache_that_cannot_be_written_costs_one_build_a_start(
 def test_a_disk_that_fills_up_builds_once_and_warns(
     half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
-
-    def full(path: Path, data: Any) -> int:
-        if path.name == "engine.plan":
-            raise OSError(28, "No space left on device")
-        return write(path, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    fill_disk(monkeypatch, "engine.plan")
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         opened(half_bundle, TENSORRT).close()
     assert len(fake.builds) == 1
@@ -312,6 +299,14 @@ def test_an_engine_of_another_graph_is_refused(half_bundle: Path, fake: FakeTens
     message = r"not of the graph that the manifest describes:\n  engine has input_ids int64 \(1, 77"
     with pytest.raises(ed.EngineError, match=message):
         open_engine(other, bundle.path, "tensorrt")
+    assert not fake.gpu.held
+
+
+def test_an_engine_without_a_context_says_why(half_bundle: Path, fake: FakeTensorRt) -> None:
+    fake.gives_contexts = False
+    message = r"text_encoder/b1.onnx gets no execution context: out of something"
+    with pytest.raises(ed.EngineError, match=message):
+        opened(half_bundle, TENSORRT)
     assert not fake.gpu.held
 
 

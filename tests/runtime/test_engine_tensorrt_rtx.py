@@ -16,7 +16,6 @@ import edgediffusion as ed
 from edgediffusion.cli import main
 from edgediffusion.engine import open_engine
 from edgediffusion.engine_cache import engine_cache
-from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import sha256_file
 from edgediffusion.manifest import (
     MANIFEST_NAME,
@@ -29,7 +28,7 @@ from edgediffusion.manifest import (
 from edgediffusion.tensorrt_library import TENSORRT_RTX, message_log
 from tests.runtime.fake_cuda import FakeGpu
 from tests.runtime.fake_tensorrt import Diagnostics, FakeTensorRt
-from tests.runtime.on_fake_gpu import inputs_of, install, opened
+from tests.runtime.on_fake_gpu import fill_disk, inputs_of, install, opened, prove_all
 
 INSTALLED = all(
     importlib.util.find_spec(name) is not None for name in ("tensorrt_rtx", "cuda.bindings")
@@ -78,13 +77,7 @@ def planned(half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_every_graph_runs_from_its_plan_and_passes_its_gate(
     planned: Path, fake: FakeTensorRt
 ) -> None:
-    bundle = ed.Bundle.open(planned)
-    for component in bundle.manifest.components.values():
-        tensors = read_tensors(bundle.file(component.golden))
-        for graph in component.graphs:
-            with open_engine(graph, bundle.path, "tensorrt-rtx") as engine:
-                assert (engine.device, engine.arithmetic) == ("tensorrt-rtx", "fp16")
-                assert check_graph(engine, tensors) <= bundle.gate(graph, "fp16"), graph.file
+    prove_all(planned, RTX)
     assert not fake.builds
     assert not fake.gpu.held
 
@@ -117,6 +110,16 @@ def test_kernels_that_the_library_refuses_are_compiled_again(
     for _ in range(2):
         opened(planned, RTX).close()
         assert fake.compiled == 2
+    assert not fake.gpu.held
+
+
+def test_kernels_that_cannot_be_written_are_compiled_at_each_start(
+    planned: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch, "kernels.cache")
+    with pytest.warns(RuntimeWarning, match=r"cannot be written: .*No space left on device"):
+        opened(planned, RTX).close()
+    assert engine_cache().entries() == []
     assert not fake.gpu.held
 
 
@@ -226,6 +229,14 @@ def test_a_plan_that_is_gone_is_an_error(planned: Path, fake: FakeTensorRt, tmp_
         open_engine(spec, bundle.path, "tensorrt-rtx")
     with pytest.raises(ed.BundleError, match="has 0 bytes"):
         ed.Bundle.open(bundle.path)
+
+
+def test_another_plan_is_other_content(planned: Path, half_bundle: Path) -> None:
+    contents = set()
+    for folder in (planned, half_bundle):
+        bundle = ed.Bundle.open(folder)
+        contents.add(bundle.content(bundle.graph("text_encoder")))
+    assert len(contents) == 2
 
 
 def test_an_old_reader_ignores_plans(planned: Path, half_bundle: Path) -> None:
