@@ -23,6 +23,7 @@ from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.paired import estimate, ratios
 from benchmarks.peers_table import peers_table
+from benchmarks.plan_builds import plans_report
 from benchmarks.reports import ROOT, Report
 from benchmarks.reports import markdown as table
 from benchmarks.roofline import roofline_table
@@ -41,6 +42,7 @@ PAGES: Final = tuple(
         "docs/samplers.md",
         "docs/speed.md",
         "docs/devices.md",
+        "docs/tensorrt.md",
         "docs/benchmarks.md",
     )
 )
@@ -237,6 +239,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
     "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
+    "plan_builds": lambda: plans_report(read(RESULTS / "plan_builds_shapes.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 

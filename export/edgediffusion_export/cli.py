@@ -53,7 +53,13 @@ def export(
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
     ] = None,
-    target: Annotated[list[str] | None, typer.Option(help="cpu.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="cpu; tensorrt-rtx adds built engines to the graphs.")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(help="GPUs of tensorrt-rtx, like 8.9. Default: 8.0, 8.6, 8.9 and 12.0."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Default: the checkpoint's name.")] = None,
     license: Annotated[
         str | None, typer.Option(help="SPDX id. Default: what the checkpoint says.")
@@ -79,6 +85,7 @@ def export(
         precision=precision,
         store=store,
         targets=tuple(target or ("cpu",)),
+        compute_capabilities=tuple(compute_capability or ()),
         name=name,
         license=license,
         revision=revision,

@@ -40,6 +40,7 @@ from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
 from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph
 from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
+from edgediffusion_export.plans import write_plans
 from edgediffusion_export.precision import find_overflow
 from edgediffusion_export.weights import WeightStore, is_matrix
 
@@ -86,6 +87,8 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     gc.collect()
     note = "; ".join(filter(None, notes)) or None
     graphs = tuple(_prove(job, network, subject, golden, note) for subject in subjects)
+    if job.plan_groups:
+        graphs = tuple(_build_plans(job, spec) for spec in graphs)
     golden_file = f"{network.name}/{GOLDEN_FILE}"
     job.staging.write(golden_file, [save(golden.tensors)])
     return ComponentSpec(graphs, f"{network.name}/{WEIGHTS_FILE}", golden_file, count, tensors)
@@ -293,3 +296,8 @@ def _prove(
         for i, (case, wanted) in enumerate(zip(subject.cases, subject.wanted, strict=True))
     )  # fmt: skip
     return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note)
+
+
+def _build_plans(job: Job, spec: GraphSpec) -> GraphSpec:
+    job.begin(f"{spec.file}: building for TensorRT for RTX")
+    return write_plans(spec, job.staging, job.plan_groups)

@@ -63,12 +63,13 @@ def _manifest(
 ) -> Manifest:
     options, checkpoint, architecture = job.options, job.checkpoint, job.architecture
     unet = components["unet"].graphs[0].precision
+    tools = (*TOOLS, "tensorrt-rtx") if job.plan_groups else TOOLS
     return Manifest(
         format=FORMAT,
         name=options.name or checkpoint.name,
         family="stable-diffusion",
         created=created,
-        tools={"edgediffusion": __version__} | {tool: metadata.version(tool) for tool in TOOLS},
+        tools={"edgediffusion": __version__} | {tool: metadata.version(tool) for tool in tools},
         source=checkpoint.source(),
         license=options.license or checkpoint.license,
         precision=unet,

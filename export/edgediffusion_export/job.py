@@ -13,6 +13,7 @@ from edgediffusion_export.architecture import check_size, check_tiles
 from edgediffusion_export.bundle import Staging
 from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
 from edgediffusion_export.options import ExportOptions
+from edgediffusion_export.plans import check_target, plan_groups
 from edgediffusion_export.source import Checkpoint
 from edgediffusion_export.tiling import tiled
 
@@ -61,7 +62,10 @@ class Job:
         self._done = 0
         graphs = sum(len(self.specs(network, "fp32")) for network in self.networks)
         per_network = _STEPS_PER_NETWORK * len(self.networks)
-        self._total = _OWN_STEPS + per_network + _STEPS_PER_GRAPH * graphs
+        check_target(options)
+        self.plan_groups = plan_groups(options)
+        per_graph = _STEPS_PER_GRAPH + bool(self.plan_groups)
+        self._total = _OWN_STEPS + per_network + per_graph * graphs
 
     def specs(self, network: Network, precision: Precision) -> list[GraphSpec]:
         """The graphs that a network gets."""

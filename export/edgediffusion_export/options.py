@@ -12,7 +12,7 @@ from edgediffusion_export.architecture import Size
 
 PRECISIONS: Final = ("fp32", "fp16")
 STORES: Final = ("source", "fp32", "fp16")
-TARGETS: Final = ("cpu",)
+TARGETS: Final = ("cpu", "tensorrt-rtx")
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
@@ -32,6 +32,8 @@ class ExportOptions:
         the checkpoint's own attention.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
+    targets : the devices to prepare for; ``tensorrt-rtx`` adds built engines to the graphs.
+    compute_capabilities : the kinds of GPU that those engines are for; empty means the usual ones.
     steps, guidance, sampler : what a request means where it says nothing.
     """
 
@@ -45,6 +47,7 @@ class ExportOptions:
     precision: str = "fp32"
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)
+    compute_capabilities: tuple[str, ...] = ()
     name: str | None = None
     license: str | None = None
     revision: str | None = None
@@ -68,6 +71,7 @@ class ExportOptions:
         for target in self.targets:
             if target not in TARGETS:
                 raise DeviceError(f"unknown target {target!r}: {choices(target, TARGETS)}")
+        self._check_plans()
         if not self.batches or not all(1 <= batch <= MAX_BATCH for batch in self.batches):
             raise RequestError(
                 f"batch sizes must be from 1 to {MAX_BATCH}, got {list(self.batches)}"
@@ -84,3 +88,16 @@ class ExportOptions:
             raise RequestError(f"unknown sampler {self.sampler!r}: {choices(self.sampler, NAMES)}")
         if not 0 <= self.guidance < float("inf"):
             raise RequestError(f"guidance must be a number of at least 0, got {self.guidance}")
+
+    def _check_plans(self) -> None:
+        """Engines of TensorRT for RTX compute in fp16, for GPUs that are named like ``8.9``."""
+        if "tensorrt-rtx" in self.targets and self.precision != "fp16":
+            raise RequestError(
+                f"target 'tensorrt-rtx' computes in fp16, got precision {self.precision!r}: add "
+                "--precision fp16"
+            )
+        if self.compute_capabilities and "tensorrt-rtx" not in self.targets:
+            raise RequestError(
+                "compute capabilities are for engines that are built at export: add --target "
+                "tensorrt-rtx"
+            )

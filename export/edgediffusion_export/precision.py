@@ -18,6 +18,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgediffusion.manifest import STAYS_FP32
+
 FLOAT16_MAX: Final = 65504.0
 
 HEADROOM: Final = 2.0
@@ -37,7 +39,7 @@ class Overflow:
 
     def __str__(self) -> str:
         return (
-            f"computes in float32: {self.module} reaches {self.peak:.3g}, float16 ends at "
+            f"{STAYS_FP32}: {self.module} reaches {self.peak:.3g}, float16 ends at "
             f"{FLOAT16_MAX:.0f} (with headroom {HEADROOM:g})"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from edgediffusion.bundle import Bundle
 from edgediffusion.cpu import computes_bf16
@@ -15,6 +15,10 @@ from edgediffusion.fingerprint import engine_facts, fingerprint, libraries_of
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import SELF_TESTS, recall, remember
 from edgediffusion.manifest import GraphSpec
+from edgediffusion.tensorrt_library import promising
+
+COMPILERS: Final = ("tensorrt", "tensorrt-rtx")
+"""Devices that build their own kernels on the machine, so that a test elsewhere proves little."""
 
 
 class Candidate(NamedTuple):
@@ -52,18 +56,21 @@ class Chooser:
 
     With ``auto``, each graph runs its first golden vectors before it is used. A device that does
     not load it, or that misses the gate, is passed over for the next one, and the reason is kept.
-    A device asked for by name never changes. Raises DeviceError for one that is not there.
+    A device asked for by name never changes; of these, only compilers are proven. Raises
+    DeviceError for one that is not there.
     """
 
     def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
         name = resolve_device(device)
         self._bundle = bundle
         self._options = options
-        self._proves = device == "auto"
-        if not self._proves:
+        self._proves = device == "auto" or device in COMPILERS
+        if device == "auto":
+            gpus = (Candidate(*each) for each in promising(bundle.manifest))
+            self._candidates: tuple[Candidate, ...] = (*gpus, *candidates())
+        else:
             libraries_of(name)  # what is missing is said now, not at the first graph
-        named = (Candidate(device, "asked for by name"),)
-        self._candidates = candidates() if self._proves else named
+            self._candidates = (Candidate(device, "asked for by name"),)
         self._uses: dict[str, Use] = {}
         self._passed_over: dict[str, str] = {}
 

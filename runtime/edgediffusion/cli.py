@@ -24,7 +24,7 @@ from edgediffusion.bench import bench as run_bench
 from edgediffusion.bundle import parse_size, say_size
 from edgediffusion.errors import OutputError, RequestError
 from edgediffusion.files import write_atomically
-from edgediffusion.report import graph_table, latency_table
+from edgediffusion.report import graph_table, latency_table, say_plans
 from edgediffusion.timing import summarize
 
 app = typer.Typer(
@@ -243,6 +243,7 @@ def info(
         "sizes": ", ".join(map(say_size, manifest.sizes)),
         "precision": f"{manifest.precision}, stored {manifest.store}",
         "on disk": f"{opened.bytes_on_disk / 2**20:.1f} MiB",
+        "engines": say_plans(manifest) or "none built ahead of time",
         "scheduler": str(manifest.scheduler.get("_class_name")),
         "defaults": f"{manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}",
         "licence": manifest.license,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgediffusion.byte_sizes import say_bytes
 from edgediffusion.cpu import computes_bf16
 from edgediffusion.engine import PLANNED
-from edgediffusion.errors import DeviceError
+from edgediffusion.errors import DeviceError, EdgeDiffusionError
 
 _RIVALS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 
@@ -26,10 +27,11 @@ def devices() -> list[DeviceReport]:
         import onnxruntime
     except ImportError as error:
         fix = f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime"
-        return [DeviceReport(name, False, fix) for name in ("cpu", "openvino")] + _planned()
+        rows = [DeviceReport(name, False, fix) for name in ("cpu", "openvino")]
+        return [*rows, *_planned(), *_tensorrt()]
     version = f"ONNX Runtime {onnxruntime.__version__}"
     cpu = DeviceReport("cpu", True, "; but ".join([f"{version}, computes in fp32", *_clash()]))
-    return [cpu, _openvino(version), *_planned()]
+    return [cpu, _openvino(version), *_planned(), *_tensorrt()]
 
 
 def _planned() -> list[DeviceReport]:
@@ -52,6 +54,26 @@ def _openvino(runtime: str) -> DeviceReport:
         True,
         f"OpenVINO {openvino} in plugin {plugin} for {runtime}, computes in {arithmetic}",
     )
+
+
+def _tensorrt() -> list[DeviceReport]:
+    """Load each library of TensorRT and look for a GPU."""
+    from edgediffusion.cuda_runtime import open_cuda
+    from edgediffusion.tensorrt_library import TENSORRT, TENSORRT_RTX
+
+    rows = []
+    for library in (TENSORRT, TENSORRT_RTX):
+        try:
+            version, gpu = library.load().__version__, open_cuda(library).gpu
+        except EdgeDiffusionError as error:
+            rows.append(DeviceReport(library.device, False, str(error)))
+            continue
+        detail = (
+            f"{library.title} {version} on {gpu.name}, compute capability "
+            f"{gpu.compute_capability}, {say_bytes(gpu.memory)}, computes in fp16"
+        )
+        rows.append(DeviceReport(library.device, True, detail))
+    return rows
 
 
 def _clash() -> list[str]:

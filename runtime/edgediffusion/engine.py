@@ -23,10 +23,12 @@ Arithmetic = Literal["fp32", "fp16", "bf16"]
 BACKENDS: Final[Mapping[str, str]] = {
     "cpu": "edgediffusion.engine_ort",
     "openvino": "edgediffusion.engine_openvino",
+    "tensorrt": "edgediffusion.engine_tensorrt",
+    "tensorrt-rtx": "edgediffusion.engine_tensorrt_rtx",
 }
 """Device name to the module that opens graphs on it. Imported only when asked for."""
 
-PLANNED: Final = ("cuda", "tensorrt", "tensorrt-rtx")
+PLANNED: Final = ("cuda",)
 """Devices that the design names and this version does not have yet."""
 
 

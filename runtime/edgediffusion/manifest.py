@@ -28,6 +28,8 @@ SHALLOW: Final = "shallow"
 """The UNet's graph that takes such features in place of the work that leads to them."""
 GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2}
 """Largest L2 error of an output over the L2 norm of its reference, by arithmetic class."""
+STAYS_FP32: Final = "computes in float32"
+"""How the note of a graph begins that an fp16 export left in fp32 for the sake of its numbers."""
 
 # Portable on every file system: no drive, no backslash, no "..", no hidden file, no odd character.
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -78,6 +80,18 @@ class Parity(msgspec.Struct, frozen=True):
     cases: int
 
 
+class PlanSpec(msgspec.Struct, frozen=True):
+    """An engine of TensorRT for RTX that the export built from a graph, weights included.
+
+    ``version`` is that of the library that built it, ``compute_capabilities`` the kinds of GPU that
+    it is for, like ``8.9``.
+    """
+
+    file: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+
+
 class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
@@ -97,6 +111,7 @@ class GraphSpec(msgspec.Struct, frozen=True):
     size: tuple[int, int] | None = None
     variant: str = PLAIN
     note: str | None = None
+    plans: tuple[PlanSpec, ...] = ()
 
 
 class StoredTensor(msgspec.Struct, frozen=True):
@@ -295,6 +310,9 @@ def _component_faults(
         yield f"{at}.graphs: is empty"
     files = {"weights": component.weights, "golden": component.golden}
     files |= {f"graphs[{i}].file": graph.file for i, graph in enumerate(component.graphs)}
+    for i, graph in enumerate(component.graphs):
+        plans = enumerate(graph.plans)
+        files |= {f"graphs[{i}].plans[{j}].file": plan.file for j, plan in plans}
     for field, path in files.items():
         if path not in manifest.files:
             yield f"{at}.{field}: {path!r} is not listed in $.files"

@@ -20,6 +20,16 @@ def graph_table(manifest: Manifest) -> Table:
     return table
 
 
+def say_plans(manifest: Manifest) -> str:
+    """Say for which GPUs a bundle has engines of TensorRT for RTX; empty where it has none."""
+    graphs = [graph for each in manifest.components.values() for graph in each.graphs]
+    plans = {(plan.version, plan.compute_capabilities) for g in graphs for plan in g.plans}
+    return "; ".join(
+        f"TensorRT for RTX {version}, compute capability {', '.join(capabilities)}"
+        for version, capabilities in sorted(plans)
+    )
+
+
 def latency_table(report: dict[str, Any]) -> Table:
     """Return the medians of a benchmark report."""
     title = f"{report['bundle']['name']} {report['bundle']['size']} on {report['machine']['cpu']}"

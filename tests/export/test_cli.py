@@ -51,8 +51,8 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
     words = (
         "export org/name -o out --size 64x128 --size 512 --batch 1 --batch 4 --precision fp16 "
         "--chunks 3 "
-        "--store source --target cpu --name n --license MIT --revision main --steps 8 "
-        "--guidance 1.5 --sampler unipc --force"
+        "--store source --target cpu --target tensorrt-rtx --compute-capability 8.9 "
+        "--name n --license MIT --revision main --steps 8 --guidance 1.5 --sampler unipc --force"
     )
     result = CliRunner().invoke(app, words.split())
     assert result.exit_code == 0, result.output
@@ -65,6 +65,8 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
             chunks=3,
             precision="fp16",
             store="source",
+            targets=("cpu", "tensorrt-rtx"),
+            compute_capabilities=("8.9",),
             name="n",
             license="MIT",
             revision="main",
@@ -74,6 +76,16 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
             force=True,
         )
     ]
+
+
+def test_the_command_of_the_docs_is_one(app: typer.Typer, asked: list[ExportOptions]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "tensorrt.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    (command,) = [line for line in lines if line.startswith("edgediffusion export ")]
+    result = CliRunner().invoke(app, command.split()[1:])
+    assert result.exit_code == 0, result.output
+    (options,) = asked
+    assert (options.precision, options.targets) == ("fp16", ("tensorrt-rtx",))
 
 
 def test_the_summary_names_what_was_made(tiny_bundle: Path) -> None:

@@ -1,0 +1,129 @@
+"""The TensorRT backend: engines built on the GPU that runs them, and kept in the engine cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from edgediffusion.cuda_runtime import open_cuda
+from edgediffusion.engine import EngineOptions
+from edgediffusion.engine_cache import engine_cache, load_or_build
+from edgediffusion.errors import DeviceError, EngineError
+from edgediffusion.fingerprint import engine_facts
+from edgediffusion.manifest import STAYS_FP32, GraphSpec
+from edgediffusion.one_builder import one_builder
+from edgediffusion.tensorrt_build import Plan, build_plan
+from edgediffusion.tensorrt_library import TENSORRT
+from edgediffusion.tensorrt_run import Machine, TensorRtBackend, mapped, open_plan
+from edgediffusion.timing_cache import TimingCache
+
+_FILE: Final = "engine.plan"
+_ANY: Final = EngineOptions()
+"""The number of threads says nothing about an engine on a GPU."""
+
+
+def open_backend(
+    spec: GraphSpec, path: Path, _: EngineOptions, content: str | None = None
+) -> TensorRtBackend:
+    """Load the engine of the graph at ``path`` from the engine cache, or build it there first.
+
+    Raises DeviceError where TensorRT or a GPU is missing, the graph is not fp16 or the memory is
+    too small, EngineError for a graph that does not build or run.
+    """
+    require_fp16(spec)
+    machine = Machine(TENSORRT.load(), open_cuda(TENSORRT))
+    timing = TimingCache(engine_cache(), libraries_on(machine))
+    builder = Builder(machine, spec, path, timing)
+    if content is None:
+        return builder.build()
+    return open_cached(builder, engine_facts(content, TENSORRT.device, spec.precision, _ANY))
+
+
+class Cacheable(Protocol):
+    """What opens a graph, and keeps the work for the next time."""
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The graph."""
+
+    @property
+    def path(self) -> Path:
+        """Its ONNX file in the bundle."""
+
+    def build(self, folder: Path | None = None) -> TensorRtBackend:
+        """Open it the first time; leave in ``folder`` what ``load`` needs."""
+
+    def load(self, folder: Path) -> TensorRtBackend:
+        """Open it with what ``build`` left in ``folder``; EngineError where that does not fit."""
+
+
+def open_cached(builder: Cacheable, facts: Mapping[str, str]) -> TensorRtBackend:
+    """Open a graph from the engine cache, or build it there; one process at a time builds."""
+    cache, label = engine_cache(), f"{builder.path.parents[1].name}/{builder.spec.file}"
+    with one_builder(cache, facts):
+        backend, release = load_or_build(cache, facts, label, builder.load, builder.build)
+    backend.when_closed(release)
+    return backend
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How an engine of the graph at ``path`` is built, kept and loaded again."""
+
+    machine: Machine
+    spec: GraphSpec
+    path: Path
+    timing: TimingCache
+
+    def build(self, folder: Path | None = None) -> TensorRtBackend:
+        """Build the engine and leave its plan in ``folder`` for ``load``."""
+        if folder is not None:
+            try:
+                (folder / _FILE).write_bytes(self._plan.data)
+            except OSError as error:
+                raise EngineError(f"{folder} cannot be written: {error}") from error
+        return self._open(self._plan.data)
+
+    def load(self, folder: Path) -> TensorRtBackend:
+        """Load what ``build`` left in ``folder``."""
+        with mapped(folder / _FILE) as data:
+            return self._open(data)
+
+    @cached_property
+    def _plan(self) -> Plan:
+        """Built once, though the cache may fail and ask again."""
+        plan = build_plan(self.machine.trt, self.path, timing_cache=self.timing.read())
+        self.timing.keep(plan.timing_cache)
+        return plan
+
+    def _open(self, data: Any) -> TensorRtBackend:
+        needed = memoryview(data).nbytes
+        self.machine.cuda.require_memory(needed, f"loading {self.spec.file}")
+        return open_plan(self.machine, data, self.spec)
+
+
+def require_fp16(spec: GraphSpec) -> None:
+    """Raise DeviceError for a graph that is fp32 for no reason: a GPU would crawl, unnoticed."""
+    if spec.precision == "fp32" and not (spec.note or "").startswith(STAYS_FP32):
+        raise DeviceError(
+            f"{spec.file} computes in fp32, devices of TensorRT are for fp16: export the "
+            "checkpoint again with --precision fp16, or use device 'cpu'"
+        )
+
+
+def libraries() -> dict[str, str]:
+    """Return the libraries that compute here, with their versions. Raises DeviceError."""
+    return libraries_on(Machine(TENSORRT.load(), open_cuda(TENSORRT)))
+
+
+def libraries_on(machine: Machine) -> dict[str, str]:
+    """Return what an engine depends on beside its graph: library, driver and GPU."""
+    gpu = machine.cuda.gpu
+    return {
+        machine.trt.__name__: machine.trt.__version__,
+        "cuda-driver": gpu.driver,
+        "gpu": f"{gpu.name}, compute capability {gpu.compute_capability}",
+    }

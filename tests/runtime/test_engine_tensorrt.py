@@ -1,0 +1,433 @@
+"""The TensorRT backend, against a TensorRT and a GPU that the tests make up."""
+
+from __future__ import annotations
+
+import _thread
+import multiprocessing
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgediffusion as ed
+from edgediffusion import engine_tensorrt, tensorrt_library
+from edgediffusion.engine import EngineOptions, open_engine
+from edgediffusion.engine_cache import engine_cache
+from edgediffusion.golden import check_graph, read_tensors
+from edgediffusion.manifest import STAYS_FP32
+from edgediffusion.one_builder import one_builder
+from tests.runtime.fake_cuda import CudaError, FakeGpu
+from tests.runtime.fake_tensorrt import FakeTensorRt
+from tests.runtime.on_fake_gpu import fill_disk, inputs_of, install, opened, prove_all
+
+CACHE = "EDGEDIFFUSION_CACHE"
+TENSORRT = "tensorrt"
+
+
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """TensorRT 11.4 and a GPU, both installed."""
+    made = FakeTensorRt("tensorrt", FakeGpu())
+    install(made, monkeypatch)
+    return made
+
+
+def engines() -> list[str]:
+    return sorted(entry.label for entry in engine_cache().entries())
+
+
+def test_every_graph_runs_passes_its_gate_and_gives_everything_back(
+    half_bundle: Path, fake: FakeTensorRt
+) -> None:
+    prove_all(half_bundle, TENSORRT)
+    assert not fake.gpu.held
+
+
+def test_outputs_are_those_of_the_cpu_the_callers_own_and_the_same_each_time(
+    half_bundle: Path, fake: FakeTensorRt
+) -> None:
+    with opened(half_bundle, "cpu", "unet") as engine:
+        inputs = inputs_of(half_bundle, engine)
+        want = engine(**inputs)["out_sample"]
+    with opened(half_bundle, TENSORRT, "unet") as engine:
+        first = engine(**inputs)["out_sample"]
+        assert np.array_equal(first, want)
+        kept = first.copy()
+        engine(**inputs | {"sample": inputs["sample"] * 2})
+        assert np.array_equal(first, kept)
+        strided = np.asfortranarray(inputs["sample"])
+        assert np.array_equal(engine(**inputs | {"sample": strided})["out_sample"], kept)
+    with pytest.raises(ed.EngineError, match="is closed: open it again"):
+        engine(**inputs)
+    assert not fake.gpu.held
+
+
+def test_calls_launch_one_captured_graph(half_bundle: Path, fake: FakeTensorRt) -> None:
+    with opened(half_bundle, TENSORRT) as engine:
+        assert fake.gpu.launches == 0
+        for _ in range(3):
+            engine(**inputs_of(half_bundle, engine))
+        assert fake.gpu.launches == 3
+
+
+@pytest.mark.parametrize("refusal", ["library", "driver"])
+def test_a_graph_that_cannot_be_captured_runs_kernel_by_kernel(
+    half_bundle: Path, fake: FakeTensorRt, refusal: str
+) -> None:
+    if refusal == "library":
+        fake.is_capturable = False
+    else:
+        fake.gpu.broken["cudaStreamEndCapture"] = CudaError.cudaErrorStreamCaptureInvalidated
+    with opened(half_bundle, "cpu", "unet") as engine:
+        inputs = inputs_of(half_bundle, engine)
+        want = engine(**inputs)["out_sample"]
+    with opened(half_bundle, TENSORRT, "unet") as engine:
+        assert np.array_equal(engine(**inputs)["out_sample"], want)
+    assert fake.gpu.launches == 0
+
+
+def test_the_second_start_loads_what_the_first_built(half_bundle: Path, fake: FakeTensorRt) -> None:
+    for _ in range(3):
+        with opened(half_bundle, TENSORRT) as engine:
+            engine(**inputs_of(half_bundle, engine))
+    assert len(fake.builds) == 1
+    assert engines() == ["kernel timings", "tiny/text_encoder/b1.onnx"]
+
+
+@pytest.mark.parametrize("change", ["version", "capability", "name", "driver"])
+def test_another_library_driver_or_gpu_builds_anew(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    opened(half_bundle, TENSORRT).close()
+    changes = {
+        "version": lambda: setattr(fake, "version", "11.5.0"),
+        "capability": lambda: setattr(fake.gpu, "capability", (12, 0)),
+        "name": lambda: setattr(fake.gpu, "name", "Fake RTX 5090"),
+        "driver": lambda: setattr(fake.gpu, "driver", 13030),
+    }
+    changes[change]()
+    install(fake, monkeypatch)
+    opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 2
+    assert fake.timing_caches == [b"", b""]
+
+
+def test_threads_do_not_matter(half_bundle: Path, fake: FakeTensorRt) -> None:
+    bundle = ed.Bundle.open(half_bundle)
+    spec = bundle.graph("text_encoder")
+    for threads in (1, 2):
+        options = EngineOptions(threads=threads)
+        content = bundle.content(spec)
+        open_engine(spec, bundle.path, "tensorrt", options, content).close()
+    assert len(fake.builds) == 1
+
+
+def the_plan() -> Path:
+    (plan,) = engine_cache().folder.glob("*/engine.plan")
+    return plan
+
+
+@pytest.mark.parametrize("damage", [b"", b"half a plan", None])
+def test_a_half_written_or_foreign_plan_is_built_again(
+    half_bundle: Path, fake: FakeTensorRt, damage: bytes | None
+) -> None:
+    opened(half_bundle, TENSORRT).close()
+    foreign = FakeTensorRt("tensorrt", fake.gpu, "9.9.9").plan(fake.builds[0], ("8.9",))
+    the_plan().write_bytes(foreign if damage is None else damage)
+    with opened(half_bundle, TENSORRT) as engine:
+        engine(**inputs_of(half_bundle, engine))
+    assert len(fake.builds) == 2
+    opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 2
+
+
+def test_a_plan_that_the_library_will_not_have_is_built_again(
+    half_bundle: Path, fake: FakeTensorRt
+) -> None:
+    """Intact in the cache, and refused all the same."""
+    opened(half_bundle, TENSORRT).close()
+    fake.refusals = 1
+    opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 2
+    fake.refusals = 9
+    message = "b1.onnx: its engine does not load: the plan is not for here: <Diagnostics.MALFORMED"
+    with pytest.raises(ed.EngineError, match=message):
+        opened(half_bundle, TENSORRT)
+    assert not fake.gpu.held
+
+
+def test_timings_are_kept_for_the_next_graph(half_bundle: Path, fake: FakeTensorRt) -> None:
+    for component in ("text_encoder", "vae_decoder", "unet"):
+        opened(half_bundle, TENSORRT, component).close()
+    assert fake.timing_caches == [b"", b"timings after ", b"timings after timings after "]
+
+
+def test_timings_of_another_gpu_are_left_aside(half_bundle: Path, fake: FakeTensorRt) -> None:
+    opened(half_bundle, TENSORRT).close()
+    machine = engine_tensorrt.libraries()
+    engine_tensorrt.TimingCache(engine_cache(), machine).keep(b"of another GPU")
+    opened(half_bundle, TENSORRT, "unet").close()
+    assert fake.timing_caches == [b"", b""]
+
+
+def test_an_interrupted_build_leaves_nothing(half_bundle: Path, fake: FakeTensorRt) -> None:
+    fake.while_building = _thread.interrupt_main
+    with pytest.raises(KeyboardInterrupt):
+        opened(half_bundle, TENSORRT)
+    folder = engine_cache().folder
+    assert {path.name for path in folder.iterdir()} <= {".lock", ".building"}
+    assert not fake.gpu.held
+
+
+def test_two_that_build_at_once_build_once(half_bundle: Path, fake: FakeTensorRt) -> None:
+    """In two threads here; the lock is the operating system's, and holds between processes too."""
+    both = threading.Barrier(2)
+    made: list[bytes] = []
+
+    def work() -> None:
+        both.wait()
+        with opened(half_bundle, TENSORRT) as engine:
+            made.append(engine(**inputs_of(half_bundle, engine))["pooler_output"].tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fake.builds) == 1
+    assert len(made) == 2
+    assert len(set(made)) == 1
+
+
+def hold_the_turn(cache: str, held: Any, release: Any) -> None:
+    """In another process: build for a while."""
+    os.environ[CACHE] = cache
+    with one_builder(engine_cache(), {"a": "1"}):
+        held.set()
+        release.wait()
+
+
+def test_another_process_that_builds_is_waited_for(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold_the_turn, args=(str(tmp_path / "cache"), held, release))
+    other.start()
+    held.wait()
+
+    def take_a_turn() -> None:
+        with one_builder(engine_cache(), {"b": "2"}):
+            pass
+
+    mine = threading.Thread(target=take_a_turn)
+    mine.start()
+    mine.join(timeout=0.5)
+    assert mine.is_alive(), "it did not wait"
+    release.set()
+    mine.join()
+    other.join()
+
+
+def test_a_cache_that_cannot_be_written_costs_one_build_a_start(
+    half_bundle: Path, fake: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE, str(tmp_path / "file" / "below"))
+    with pytest.warns(RuntimeWarning, match="the engine cache in .* cannot be used"):
+        opened(half_bundle, TENSORRT).close()
+    opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 2
+
+
+def test_a_disk_that_fills_up_builds_once_and_warns(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch, "engine.plan")
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 1
+    assert "tiny/text_encoder/b1.onnx" not in engines()
+
+
+def test_too_little_memory_names_what_is_needed_and_what_is_there(
+    half_bundle: Path, fake: FakeTensorRt
+) -> None:
+    fake.device_memory = 3 << 30
+    fake.gpu.memory = 2 << 30
+    message = (
+        r"running text_encoder/b1.onnx needs 3.0 GiB of GPU memory, Fake RTX 4090 has 2.0 GiB free "
+        "of 2.0 GiB: close what else uses it, export a smaller --size, or use device 'cpu'"
+    )
+    with pytest.raises(ed.DeviceError, match=message):
+        opened(half_bundle, TENSORRT)
+    fake.gpu.memory = 1
+    with pytest.raises(ed.DeviceError, match=r"loading text_encoder/b1.onnx needs 0\.\d MiB of"):
+        opened(half_bundle, TENSORRT)
+    assert not fake.gpu.held
+    assert engines() == ["kernel timings"]
+
+
+def test_an_fp32_bundle_names_the_export_it_needs(demo: Path, fake: FakeTensorRt) -> None:
+    bundle = ed.Bundle.open(demo)
+    message = "computes in fp32, devices of TensorRT are for fp16: .* --precision fp16"
+    with pytest.raises(ed.DeviceError, match=message):
+        open_engine(bundle.graph("text_encoder"), bundle.path, "tensorrt")
+    assert not fake.builds
+
+
+def test_what_the_export_left_in_fp32_runs_in_fp32(demo: Path, fake: FakeTensorRt) -> None:
+    bundle = ed.Bundle.open(demo)
+    spec = bundle.graph("text_encoder")
+    spec = msgspec.structs.replace(spec, note=f"{STAYS_FP32}: conv reaches 1e+05")
+    tensors = read_tensors(bundle.file(bundle.manifest.components["text_encoder"].golden))
+    with open_engine(spec, bundle.path, "tensorrt") as engine:
+        assert engine.arithmetic == "fp32"
+        assert check_graph(engine, tensors) <= bundle.gate(spec, "fp32")
+
+
+def test_an_engine_of_another_graph_is_refused(half_bundle: Path, fake: FakeTensorRt) -> None:
+    bundle = ed.Bundle.open(half_bundle)
+    spec = bundle.graph("text_encoder")
+    other = msgspec.structs.replace(spec, inputs=bundle.graph("unet", size=(64, 64)).inputs)
+    message = r"not of the graph that the manifest describes:\n  engine has input_ids int64 \(1, 77"
+    with pytest.raises(ed.EngineError, match=message):
+        open_engine(other, bundle.path, "tensorrt")
+    assert not fake.gpu.held
+
+
+def test_an_engine_without_a_context_says_why(half_bundle: Path, fake: FakeTensorRt) -> None:
+    fake.gives_contexts = False
+    message = r"text_encoder/b1.onnx gets no execution context: out of something"
+    with pytest.raises(ed.EngineError, match=message):
+        opened(half_bundle, TENSORRT)
+    assert not fake.gpu.held
+
+
+def test_a_run_that_fails_says_why(half_bundle: Path, fake: FakeTensorRt) -> None:
+    fake.is_capturable = False
+    with opened(half_bundle, TENSORRT) as engine:
+        inputs = inputs_of(half_bundle, engine)
+        fake.fails_to_run = True
+        with pytest.raises(ed.EngineError, match=r"b1.onnx failed in TensorRT: a kernel failed"):
+            engine(**inputs)
+
+
+def test_a_gpu_that_fails_says_in_which_call(half_bundle: Path, fake: FakeTensorRt) -> None:
+    with opened(half_bundle, TENSORRT) as engine:
+        inputs = inputs_of(half_bundle, engine)
+        fake.gpu.broken = {"cudaMemcpyAsync": CudaError.cudaErrorIllegalAddress}
+        with pytest.raises(
+            ed.EngineError, match=r"CUDA failed in cudaMemcpyAsync: cudaErrorIllegalAddress"
+        ):
+            engine(**inputs)
+        fake.gpu.broken = {}
+
+
+@pytest.mark.parametrize(
+    ("driver", "error", "visible", "message"),
+    [
+        (0, "InsufficientDriver", None, "needs an NVIDIA GPU, and no NVIDIA driver is installed"),
+        (12040, "InsufficientDriver", None, "a driver for CUDA 13.5, .* is for CUDA 12.4: update"),
+        (13020, "NoDevice", None, "finds no NVIDIA GPU: cudaErrorNoDevice. Look at nvidia-smi"),
+        (13020, "NoDevice", "-1", r"no NVIDIA GPU \(CUDA_VISIBLE_DEVICES is '-1'\)"),
+    ],
+)
+def test_a_missing_driver_or_gpu_is_named(
+    half_bundle: Path,
+    fake: FakeTensorRt,
+    monkeypatch: pytest.MonkeyPatch,
+    driver: int,
+    error: str,
+    visible: str | None,
+    message: str,
+) -> None:
+    fake.gpu.driver = driver
+    fake.gpu.broken = {"cudaGetDeviceCount": CudaError[f"cudaError{error}"]}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ed.DeviceError, match=message):
+        opened(half_bundle, TENSORRT)
+    (row,) = [report for report in ed.devices() if report.name == "tensorrt"]
+    assert not row.works
+
+
+def test_a_missing_library_names_the_extra(
+    half_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_library.Library, "is_installed", False)
+    message = (
+        r"'tensorrt' needs TensorRT, which is not installed: pip install \"edgediffusion\[tens"
+    )
+    with pytest.raises(ed.DeviceError, match=message):
+        ed.Pipeline.open(half_bundle, device="tensorrt")
+
+
+def test_a_missing_cuda_python_names_the_extra(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    message = r"needs cuda-python, which does not load .*: pip install \"edgediffusion\[tensorrt\]"
+    with pytest.raises(ed.DeviceError, match=message):
+        opened(half_bundle, TENSORRT)
+
+
+def test_devices_say_the_version_and_the_gpu(fake: FakeTensorRt) -> None:
+    (row,) = [report for report in ed.devices() if report.name == "tensorrt"]
+    assert row.works
+    said = "TensorRT 11.4.0 on Fake RTX 4090, compute capability 8.9, 24.0 GiB, computes in fp16"
+    assert row.detail == said
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+    """Let the fake compute something else for graphs with ``only`` in their name."""
+    run = engine_tensorrt.TensorRtBackend.run
+
+    def wrong(self: Any, inputs: Any) -> list[Any]:
+        factor = 2 if only in self._spec.file else 1
+        return [out * factor for out in run(self, inputs)]
+
+    monkeypatch.setattr(engine_tensorrt.TensorRtBackend, "run", wrong)
+
+
+def test_what_was_built_is_proven_though_it_was_asked_for_by_name(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ed.Request(prompt="red", steps=1, seed=1)
+    with ed.Pipeline.open(half_bundle, device="tensorrt") as pipe:
+        result = pipe.generate(request)
+    assert (result.device, result.arithmetic) == ("tensorrt", "fp16")
+    assert result.device_reason.startswith("asked for by name; 3 graphs proven, worst L2 ")
+    monkeypatch.setenv(CACHE, str(engine_cache().folder / "another"))
+    scaled(monkeypatch, "text_encoder")
+    with (
+        ed.Pipeline.open(half_bundle, device="tensorrt") as pipe,
+        pytest.raises(ed.EngineError, match=r"in fp16 misses its golden vectors: L2 1.0e"),
+    ):
+        pipe.generate(request)
+
+
+def test_auto_takes_it_for_an_fp16_bundle_and_proves_it(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled(monkeypatch, "vae_decoder")
+    with ed.Pipeline.open(half_bundle) as pipe:
+        assert pipe.device == "tensorrt"
+        result = pipe.generate(ed.Request(prompt="red", steps=1, seed=1))
+    assert "tensorrt" in result.device.split("+")
+    assert result.device != "tensorrt"
+    assert "tensorrt was passed over for vae_decoder/64x64.b1.onnx" in result.device_reason
+
+
+def test_auto_leaves_it_out_for_an_fp32_bundle(demo: Path, fake: FakeTensorRt) -> None:
+    with ed.Pipeline.open(demo) as pipe:
+        pipe.embed(["a"])
+        assert "tensorrt" not in pipe.device + pipe.device_reason
+    assert not fake.builds
