@@ -49,7 +49,15 @@ def export(
         int,
         typer.Option(help="Tiles a side for the UNet's largest self-attention: faster, inexact."),
     ] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16 for GPUs; int8 or int8-dynamic for CPUs.")
+    ] = "fp32",
+    calibrate: Annotated[
+        Path | None, typer.Option(help="For int8: a text file with one prompt a line.")
+    ] = None,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="7-bit weights: int8 for CPUs without VNNI.")
+    ] = False,
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
     ] = None,
@@ -83,6 +91,8 @@ def export(
         deepcache=deepcache,
         attention_tiles=attention_tiles,
         precision=precision,
+        calibrate=calibrate,
+        reduce_range=reduce_range,
         store=store,
         targets=tuple(target or ("cpu",)),
         compute_capabilities=tuple(compute_capability or ()),

@@ -39,9 +39,11 @@ from edgediffusion_export.graphs import NETWORKS, Network
 from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
 from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph
+from edgediffusion_export.options import INT8, INT8_DYNAMIC
 from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
 from edgediffusion_export.plans import write_plans
 from edgediffusion_export.precision import find_overflow
+from edgediffusion_export.quantize.quantizer import Quantizer, prepare
 from edgediffusion_export.weights import WeightStore, is_matrix
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -81,9 +83,13 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
         notes.append(_round_weights(network, module, subjects, golden))
     if network.name == "text_encoder":
         job.text_states = np.concatenate([out["last_hidden_state"] for out in subjects[0].wanted])
+    quantizer = prepare(job, network, module) if precision == "int8" else None
+    if quantizer is not None:
+        notes.append(quantizer.note())
     count = sum(parameter.numel() for parameter in _parameters(network, module).values())
-    tensors = _pack(job, network, module.half() if precision == "fp16" else module, subjects, store)
-    del module
+    packed = module.half() if precision == "fp16" else module
+    tensors = _pack(job, network, packed, subjects, store, quantizer)
+    del module, packed
     gc.collect()
     note = "; ".join(filter(None, notes)) or None
     graphs = tuple(_prove(job, network, subject, golden, note) for subject in subjects)
@@ -142,7 +148,7 @@ def store_precision(job: Job, part: str, precision: Precision) -> Precision:
     """What a network's matrices are kept in: fp16 graphs hold fp16, the others what was asked."""
     if precision == "fp16":
         return "fp16"
-    asked = job.options.store or ("fp32" if job.options.precision == "fp32" else "source")
+    asked = job.options.store or ("source" if job.options.precision == "fp16" else "fp32")
     if asked == "source":
         return job.checkpoint.parts[part].dtype
     return "fp16" if asked == "fp16" else "fp32"
@@ -152,6 +158,8 @@ def _choose_precision(
     job: Job, network: Network, module: torch.nn.Module
 ) -> tuple[Precision, str | None]:
     """fp16 where it was asked for and the network stays within its range; else fp32, and why."""
+    if job.options.precision in (INT8, INT8_DYNAMIC):
+        return ("int8" if network.name == "unet" else "fp32"), None
     if job.options.precision == "fp32":
         return "fp32", None
     tried = {spec.size: spec for spec in reversed(job.specs(network, "fp16"))}
@@ -258,6 +266,7 @@ def _pack(
     module: torch.nn.Module,
     subjects: Sequence[Subject],
     store: Precision,
+    quantizer: Quantizer | None = None,
 ) -> dict[str, StoredTensor]:
     """Trace all graphs, write their shared weights and then the graphs that point into them."""
     parameters = _parameters(network, module)
@@ -267,11 +276,15 @@ def _pack(
         source=job.checkpoint.parts[network.part].dtype,
         store=store,
     )
+    if quantizer is not None:
+        quantizer.declare(weights, {names[name]: p.numpy() for name, p in parameters.items()})
     traced_names = {TRACED_PREFIX + name: names[name] for name in parameters}
     traced = []
     for subject in subjects:
         job.begin(f"{subject.spec.file}: tracing")
         model = export_graph(network, subject.spec, module)
+        if quantizer is not None:
+            quantizer.apply(model, weights)
         traced.append((subject.spec, model, weights.adopt(model, traced_names)))
     job.begin(f"{network.name}: writing weights")
     job.staging.write(f"{network.name}/{WEIGHTS_FILE}", weights.chunks())

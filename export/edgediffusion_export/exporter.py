@@ -11,14 +11,13 @@ from typing import Final
 from edgediffusion import __version__
 from edgediffusion.errors import RequestError
 from edgediffusion.manifest import (
-    FORMAT,
-    GATES,
     ComponentSpec,
     Conditioning,
     Defaults,
     LatentSpec,
     Manifest,
     TokenizerSpec,
+    format_of,
 )
 from edgediffusion.tokenizer import Tokenizer
 from edgediffusion_export.bundle import staged
@@ -26,6 +25,7 @@ from edgediffusion_export.component import export_component, store_precision
 from edgediffusion_export.golden import PROMPTS
 from edgediffusion_export.job import Job, Progress
 from edgediffusion_export.options import ExportOptions
+from edgediffusion_export.parity import gates_of
 from edgediffusion_export.source import open_checkpoint
 from edgediffusion_export.tokenizer import export_tokenizer
 
@@ -53,8 +53,8 @@ def _write_tokenizer(job: Job) -> TokenizerSpec:
     """Write ``tokenizer.json`` and tokenize the golden prompts with the runtime's tokenizer."""
     spec, data = export_tokenizer(job.checkpoint.folder, job.architecture.tokens)
     job.staging.write(spec.file, [data])
-    tokenizer = Tokenizer(spec, job.staging.folder / spec.file)
-    job.token_ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    job.tokenizer = Tokenizer(spec, job.staging.folder / spec.file)
+    job.token_ids = [job.tokenize(prompt) for prompt in PROMPTS]
     return spec
 
 
@@ -65,7 +65,7 @@ def _manifest(
     unet = components["unet"].graphs[0].precision
     tools = (*TOOLS, "tensorrt-rtx") if job.plan_groups else TOOLS
     return Manifest(
-        format=FORMAT,
+        format=format_of(components),
         name=options.name or checkpoint.name,
         family="stable-diffusion",
         created=created,
@@ -86,7 +86,7 @@ def _manifest(
             rgb_bias=job.latent_rgb[-1],
         ),
         conditioning=Conditioning("clip", "last_hidden_state", architecture.width),
-        gates=dict(GATES),
+        gates=gates_of(components),
         defaults=Defaults(steps=options.steps, guidance=options.guidance, sampler=options.sampler),
         files=dict(sorted(job.staging.files.items())),
     )

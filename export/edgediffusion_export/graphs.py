@@ -33,7 +33,7 @@ from edgediffusion_export.deepcache import denoise_deep, denoise_shallow
 UNPROVEN: Final = Parity(l2=float("inf"), max_abs=float("inf"), gate=0.0, cases=0)
 """Stands in a GraphSpec until the graph was measured."""
 
-FLOATS: Final[dict[Precision, DType]] = {"fp32": "float32", "fp16": "float16"}
+FLOATS: Final[dict[Precision, DType]] = {"fp32": "float32", "fp16": "float16", "int8": "float32"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.manifest import DEEP, SHALLOW, GraphSpec, Precision
+from edgediffusion.tokenizer import Tokenizer
 from edgediffusion_export.architecture import check_size, check_tiles
 from edgediffusion_export.bundle import Staging
 from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
@@ -28,6 +29,7 @@ _STEPS_PER_GRAPH = 2
 class Job:
     """One export: what was asked, the checkpoint, where files go, and what flows between networks.
 
+    tokenizer : the runtime's, of this checkpoint.
     token_ids : the golden prompts as the text encoder gets them.
     embedding_scale : the root mean square of the text encoder's token embeddings.
     deep_scale : the root mean square of the features that DeepCache keeps.
@@ -53,6 +55,7 @@ class Job:
         self.networks = tuple(
             _wanted(network, options) for network in NETWORKS if network.part in checkpoint.parts
         )
+        self.tokenizer: Tokenizer | None = None
         self.token_ids: list[NDArray[np.int64]] = []
         self.embedding_scale = 0.0
         self.deep_scale = 0.0
@@ -75,6 +78,11 @@ class Job:
                 network, self.architecture, self.sizes, batches, precision, self.options.chunks
             )
         )
+
+    def tokenize(self, text: str) -> NDArray[np.int64]:
+        """The ids of a text as the text encoder gets them."""
+        assert self.tokenizer is not None
+        return self.tokenizer.encode(text).ids
 
     def begin(self, what: str) -> None:
         """Tell the caller what happens next."""

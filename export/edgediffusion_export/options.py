@@ -10,7 +10,9 @@ from edgediffusion.errors import DeviceError, RequestError, choices
 from edgediffusion.options import NAMES
 from edgediffusion_export.architecture import Size
 
-PRECISIONS: Final = ("fp32", "fp16")
+INT8: Final = "int8"
+INT8_DYNAMIC: Final = "int8-dynamic"
+PRECISIONS: Final = ("fp32", "fp16", INT8, INT8_DYNAMIC)
 STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu", "tensorrt-rtx")
 MAX_BATCH: Final = 64
@@ -30,7 +32,10 @@ class ExportOptions:
     deepcache : add the graphs of the UNet that let requests take shallow steps.
     attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
         the checkpoint's own attention.
-    precision : what the graphs compute in; fp16 is for GPUs.
+    precision : what the graphs compute in; fp16 is for GPUs, int8 and int8-dynamic for CPUs.
+    calibrate : a text file with one prompt a line, for int8: pictures of them show which numbers
+        the layers meet.
+    reduce_range : let int8 weights use 7 bits, for CPUs without VNNI.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
     targets : the devices to prepare for; ``tensorrt-rtx`` adds built engines to the graphs.
     compute_capabilities : the kinds of GPU that those engines are for; empty means the usual ones.
@@ -45,6 +50,8 @@ class ExportOptions:
     deepcache: bool = False
     attention_tiles: int = 1
     precision: str = "fp32"
+    calibrate: Path | None = None
+    reduce_range: bool = False
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)
     compute_capabilities: tuple[str, ...] = ()
@@ -61,6 +68,7 @@ class ExportOptions:
             raise RequestError(
                 f"unknown precision {self.precision!r}: {choices(self.precision, PRECISIONS)}"
             )
+        self._check_int8()
         if self.store is not None and self.store not in STORES:
             raise RequestError(f"unknown store {self.store!r}: {choices(self.store, STORES)}")
         if self.precision == "fp16" and self.store == "fp32":
@@ -100,4 +108,21 @@ class ExportOptions:
             raise RequestError(
                 "compute capabilities are for engines that are built at export: add --target "
                 "tensorrt-rtx"
+            )
+
+    def _check_int8(self) -> None:
+        if self.precision == INT8 and self.calibrate is None:
+            raise RequestError(
+                "precision int8 needs prompts to calibrate with: pass --calibrate FILE, a text "
+                f"file with one prompt a line, or take --precision {INT8_DYNAMIC}"
+            )
+        if self.precision != INT8 and self.calibrate is not None:
+            raise RequestError(
+                f"calibration is for --precision {INT8} only, got {self.precision}: leave "
+                "--calibrate out"
+            )
+        if self.reduce_range and self.precision not in (INT8, INT8_DYNAMIC):
+            raise RequestError(
+                f"a reduced range is for int8 weights, got precision {self.precision}: leave "
+                "--reduce-range out"
             )

@@ -87,6 +87,7 @@ class WeightStore:
         self._names: dict[bytes, list[str]] = {}
         for name, array in parameters.items():
             self._names.setdefault(_digest(array), []).append(name)
+        self._derived: dict[bytes, tuple[list[str], tuple[str, ...]]] = {}
         self._by_content: dict[bytes, str] = {}
         self.entries: dict[str, Entry] = {}
 
@@ -101,7 +102,7 @@ class WeightStore:
         for name in sorted(values, key=lambda name: name not in self._parameters):
             value = values[name]
             array = value.const_value.numpy()
-            found = self._trace(array)
+            found = self.trace(array)
             if found is None and array.nbytes < INLINE_BYTES:
                 continue
             stored = self._keep(array, found)
@@ -159,8 +160,14 @@ class WeightStore:
             if entry.halved:
                 _cast_to_float32(model.graph, value)
 
-    def _trace(self, array: Array) -> tuple[list[str], tuple[str, ...]] | None:
-        """The parameters that have these bytes, and what was done to them."""
+    def derive(self, array: Array, names: list[str], transforms: tuple[str, ...]) -> None:
+        """Say that ``array``, which equals no parameter, was made of the first of ``names``."""
+        self._derived[_digest(array)] = (names, transforms)
+
+    def trace(self, array: Array) -> tuple[list[str], tuple[str, ...]] | None:
+        """The parameters that have these bytes, or became them, and what was done to them."""
+        if found := self._derived.get(_digest(array)):
+            return found
         if names := self._names.get(_digest(array)):
             shapes = {self._parameters[name].shape for name in names}
             reshaped = () if array.shape in shapes else (f"reshape:{_say(array.shape)}",)

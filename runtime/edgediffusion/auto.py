@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from edgediffusion.bundle import Bundle
-from edgediffusion.cpu import computes_bf16
+from edgediffusion.cpu import computes_bf16, computes_int8
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.engine_openvino import INSTALL, is_installed, is_offered
 from edgediffusion.errors import DeviceError, EngineError
@@ -37,11 +37,13 @@ class Use:
     error: float | None = None
 
 
-def candidates() -> tuple[Candidate, ...]:
-    """Return the devices that ``auto`` tries here, the most promising one first.
+def candidates(int8: bool = False) -> tuple[Candidate, ...]:
+    """Return the devices that ``auto`` tries here for a bundle, the most promising one first.
 
     docs/devices.md has the measurements behind this rule.
     """
+    if int8:
+        return (Candidate("cpu", _why_int8()),)
     if not computes_bf16():
         return (Candidate("cpu", "without AMX nothing is reliably faster here"),)
     if is_installed():
@@ -49,6 +51,14 @@ def candidates() -> tuple[Candidate, ...]:
         return (Candidate("openvino", why), Candidate("cpu", "it runs everywhere"))
     hint = f"; OpenVINO would be faster on its AMX: {INSTALL}" if is_offered() else ""
     return (Candidate("cpu", f"it is what works on this CPU{hint}"),)
+
+
+def _why_int8() -> str:
+    if computes_bf16():
+        return "it computes this int8 bundle; OpenVINO in bf16 is likely faster with an fp32 bundle"
+    if computes_int8():
+        return "it computes this int8 bundle with the CPU's integer dot products"
+    return "it computes this int8 bundle, but without VNNI an fp32 bundle may be as fast"
 
 
 class Chooser:
@@ -66,8 +76,9 @@ class Chooser:
         self._options = options
         self._proves = device == "auto" or device in COMPILERS
         if device == "auto":
+            int8 = bundle.manifest.precision == "int8"
             gpus = (Candidate(*each) for each in promising(bundle.manifest))
-            self._candidates: tuple[Candidate, ...] = (*gpus, *candidates())
+            self._candidates: tuple[Candidate, ...] = (*gpus, *candidates(int8))
         else:
             libraries_of(name)  # what is missing is said now, not at the first graph
             self._candidates = (Candidate(device, "asked for by name"),)

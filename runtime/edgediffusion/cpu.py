@@ -12,6 +12,8 @@ from typing import Final
 _ISA_LIMIT: Final = "ONEDNN_MAX_CPU_ISA"
 """oneDNN's own switch, which OpenVINO obeys: kernels as on a lesser CPU."""
 
+_INT8_FLAGS: Final = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})
+
 
 @cache
 def read_cpu() -> tuple[str, frozenset[str]]:
@@ -32,6 +34,15 @@ def computes_bf16() -> bool:
     limit = os.environ.get(_ISA_LIMIT, "").upper()
     allowed = limit in ("", "ALL", "DEFAULT") or "AMX" in limit
     return allowed and "amx_bf16" in read_cpu()[1]
+
+
+def computes_int8() -> bool:
+    """Tell whether integer products are fast and exact: VNNI, or ARM's dot products.
+
+    Other x86-64 CPUs add pairs of products up in 16 bits, where full-range weights overflow. A
+    system that tells no flags counts as one of them.
+    """
+    return bool(read_cpu()[1] & _INT8_FLAGS)
 
 
 def cpu_facts() -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from edgediffusion.manifest import GraphSpec, TensorSpec
 
 Array = NDArray[np.generic]
 
-Arithmetic = Literal["fp32", "fp16", "bf16"]
+Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
 """With which numbers a graph is computed; the manifest has a gate for each class."""
 
 BACKENDS: Final[Mapping[str, str]] = {

@@ -35,7 +35,7 @@ _SILENT: Final = 4  # errors come as exceptions; ONNX Runtime would print them a
 _FILE: Final = "compiled.onnx"
 _CONTEXT: Final = {"ep.context_enable": "1", "ep.context_embed_mode": "0"}
 """Write what OpenVINO compiled beside a graph that refers to it."""
-_HINTS: Final[dict[Arithmetic, str]] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+_HINTS: Final[dict[Arithmetic, str]] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 
 _registering = threading.Lock()
 
@@ -59,6 +59,8 @@ def arithmetic_of(spec: GraphSpec) -> Arithmetic:
     OpenVINO left alone takes bf16 on any CPU that has an instruction for it, where it is no faster
     than fp32 without AMX, and fails where a lesser CPU is emulated. So it is always told.
     """
+    if spec.precision == "int8":
+        return "int8"
     return "bf16" if computes_bf16() else spec.precision
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgediffusion.cpu import computes_int8
 from edgediffusion.engine import Arithmetic, EngineOptions
 from edgediffusion.engine_cache import engine_cache, load_or_build, nothing
 from edgediffusion.errors import EngineError
@@ -46,6 +47,8 @@ Waking a thread takes about as long as a small operator: the demo's UNet takes 0
 it takes without (benchmarks/spinning.py). Between calls they sleep at once, so that a program that
 waits burns no core.
 """
+_EXACT_INT8: Final = "session.x64quantprecision"
+"""For x86-64 CPUs without VNNI: int8 kernels that are slower, and whose sums never overflow."""
 _PLACE: Final = re.compile(r"(Exception from|Check '.*' failed at) \S+:\d+:$")
 
 
@@ -191,6 +194,8 @@ def session_options(options: EngineOptions) -> ort.SessionOptions:
     chosen.log_severity_level = _ERRORS_ONLY
     for name, value in SPINNING.items():
         chosen.add_session_config_entry(f"session.{name}", value)
+    if not computes_int8():
+        chosen.add_session_config_entry(_EXACT_INT8, "1")
     return chosen
 
 

@@ -17,7 +17,8 @@ import msgspec
 from edgediffusion.errors import ManifestError
 from edgediffusion.structure import faults_of
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""The newest format that this version reads. Bundles without int8 graphs are still written as 1."""
 MANIFEST_NAME: Final = "manifest.json"
 PLAIN: Final = "plain"
 PROMPT: Final = "prompt"
@@ -27,7 +28,10 @@ DEEP: Final = "deep"
 SHALLOW: Final = "shallow"
 """The UNet's graph that takes such features in place of the work that leads to them."""
 GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2}
-"""Largest L2 error of an output over the L2 norm of its reference, by arithmetic class."""
+"""Largest L2 error of an output over the L2 norm of its reference, by arithmetic class.
+
+int8 has none of its own: how much it costs is measured at export, and kept in the manifest.
+"""
 STAYS_FP32: Final = "computes in float32"
 """How the note of a graph begins that an fp16 export left in fp32 for the sake of its numbers."""
 
@@ -35,7 +39,8 @@ STAYS_FP32: Final = "computes in float32"
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 DType = Literal["float32", "float16", "int64", "int32"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+"""int8 graphs take and give float32, and hold layers that compute in 8-bit integers."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -218,6 +223,12 @@ class Manifest(msgspec.Struct, frozen=True):
         return tuple(sorted({g.size for g in self.components["unet"].graphs if g.size}))
 
 
+def format_of(components: Mapping[str, ComponentSpec]) -> int:
+    """Return the oldest format whose readers understand these graphs."""
+    is_int8 = any(g.precision == "int8" for c in components.values() for g in c.graphs)
+    return 2 if is_int8 else 1
+
+
 def variant_name(kind: str = PLAIN, chunks: int = 1) -> str:
     """The variant of graphs of a kind for prompts of that many chunks of the text encoder."""
     parts = [] if kind == PLAIN else [kind]
@@ -278,8 +289,11 @@ def _check_format(data: object, where: str) -> None:
 
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     """What the types cannot say: references, ranges, safe paths."""
-    if manifest.format != FORMAT:
-        yield f"$.format: got {manifest.format}, expected {FORMAT}"
+    if not 1 <= manifest.format <= FORMAT:
+        yield f"$.format: got {manifest.format}, expected 1 to {FORMAT}"
+    for precision in sorted({g.precision for c in manifest.components.values() for g in c.graphs}):
+        if precision not in GATES and precision not in manifest.gates:
+            yield f"$.gates: has none for {precision}, which graphs compute in"
     for path, spec in manifest.files.items():
         if not _SAFE_PATH.fullmatch(path):
             yield f"$.files: {path!r} is not a plain relative path inside the bundle"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgediffusion.errors import ManifestError
-from edgediffusion.manifest import dump_manifest, parse_manifest, read_manifest
+from edgediffusion.manifest import dump_manifest, format_of, parse_manifest, read_manifest
 from tests.manifests import graph, tensor, valid_manifest
 
 
@@ -31,8 +31,8 @@ def test_unknown_fields_are_ignored_so_that_format_1_can_grow() -> None:
 
 
 def test_a_newer_format_is_named_before_anything_else() -> None:
-    with pytest.raises(ManifestError, match=r"bundle format 2.*reads up to 1: upgrade"):
-        parse({"format": 2, "all": "different"})
+    with pytest.raises(ManifestError, match=r"bundle format 3.*reads up to 2: upgrade"):
+        parse({"format": 3, "all": "different"})
 
 
 def test_all_faults_are_reported_at_once_with_their_paths() -> None:
@@ -47,7 +47,7 @@ def test_all_faults_are_reported_at_once_with_their_paths() -> None:
     for expected in (
         "$.license: is missing",
         "$.latent.channels: got string, expected int",
-        "$.components.unet.graphs[0].precision: got 'fp12', expected 'fp16' or 'fp32'",
+        "$.components.unet.graphs[0].precision: got 'fp12', expected 'fp16' or 'fp32' or 'int8'",
         "$.components.unet.graphs[0].golden[0].inputs.sample.type: got 'magic'",
         "$.tokenizer.bos: got boolean, expected int",
     ):
@@ -57,7 +57,7 @@ def test_all_faults_are_reported_at_once_with_their_paths() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format",), 0, r"\$.format: got 0, expected 1"),
+        (("format",), 0, r"\$.format: got 0, expected 1 to 2"),
         (("latent", "scaling_factor"), 0, r"\$.latent: .* scaling_factor not 0"),
         (("latent", "rgb"), [[1, 1, 1]], r"\$.latent.rgb: got 1 rows, expected 4"),
         (("latent", "rgb_bias"), [1], r"\$.latent.rgb_bias: got 1 items, expected 3"),
@@ -86,6 +86,17 @@ def test_each_fault_is_named(path: tuple[Any, ...], value: object, message: str)
     place[path[-1]] = value
     with pytest.raises(ManifestError, match=message):
         parse(data)
+
+
+def test_int8_graphs_need_their_measured_gate() -> None:
+    data = valid_manifest() | {"format": 2}
+    data["components"]["unet"]["graphs"][0]["precision"] = "int8"
+    with pytest.raises(ManifestError, match=r"\$.gates: has none for int8, which graphs"):
+        parse(data)
+    data["gates"]["int8"] = 0.02
+    manifest = parse(data)
+    assert format_of(manifest.components) == 2
+    assert format_of(parse(valid_manifest()).components) == 1
 
 
 def test_a_tokenizer_may_begin_no_text() -> None:

@@ -1,0 +1,190 @@
+"""What int8 gains and costs on the demo: time of a step, right pictures, PSNR.
+
+    edgediffusion export models/shapes/checkpoint -o FP32 --size 128x128
+    edgediffusion export models/shapes/checkpoint -o DYNAMIC --size 128x128 --precision int8-dynamic
+    edgediffusion export models/shapes/checkpoint -o INT8 --size 128x128 --precision int8 \\
+        --calibrate models/shapes/calibration.txt --sampler dpmpp_2m --guidance 3
+    python benchmarks/int8.py FP32 DYNAMIC INT8 --json benchmarks/results/MACHINE/int8.json
+
+Steps take turns round by round, and so do pictures: every held-out caption is made by each bundle
+from the same seed. Times are of the processor, with one thread, so that they compare on a busy
+machine. models/shapes/judge.py says which pictures are wholly right; PSNR is to fp32's picture. A
+run that was broken off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+
+# Run as a script, the repository's root is not on the path; the demo's scripts import each other.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "shapes"))
+
+from benchmarks.rounds import measure
+
+import edgediffusion as ed
+from benchmarks.paired import estimate, ratios
+from benchmarks.reports import Report, head, markdown, write_report
+from benchmarks.sameness import psnr_db
+from benchmarks.savings import SAVE_EVERY, difference
+from edgediffusion.engine import Engine, EngineOptions, open_engine
+from edgediffusion.golden import golden_inputs, read_tensors
+from edgediffusion.timing import summarize
+
+SCHEMA: Final = "edgediffusion-int8/1"
+BASE: Final = "fp32"
+DEVICES: Final = ("cpu", "openvino")
+REQUEST: Final[Mapping[str, Any]] = {"steps": 20, "guidance": 3.0, "sampler": "dpmpp_2m"}
+
+console = Console(stderr=True)
+
+
+def main(
+    fp32: str,
+    dynamic: str,
+    int8: str,
+    out: Annotated[Path, typer.Option("--json")] = Path("int8.json"),
+    number: int = 1000,
+    rounds: int = 60,
+) -> None:
+    """Fill the table: steps on each device, then caption by caption."""
+    bundles = {
+        name: ed.Bundle.open(path)
+        for name, path in ((BASE, fp32), ("int8-dynamic", dynamic), ("int8", int8))
+    }
+    report = begin(out, bundles)
+    for device in DEVICES:
+        if device not in report["steps_ms"]:
+            report["steps_ms"][device] = step_ms(bundles, device, rounds)
+            write_report(out, report)
+    add_pictures(report, bundles, number, out)
+
+
+def begin(out: Path, bundles: Mapping[str, ed.Bundle]) -> Report:
+    """The report so far where it is of these bundles, else an empty one."""
+    facts = {
+        "schema": SCHEMA,
+        "bundle_sha256": {name: bundle.sha256 for name, bundle in bundles.items()},
+        "l2": {
+            name: max(graph.parity.l2 for graph in bundle.manifest.components["unet"].graphs)
+            for name, bundle in bundles.items()
+        },
+        "request": dict(REQUEST),
+        "threads": 1,
+        "clock": "processor",
+    }
+    if out.exists():
+        found: Report = json.loads(out.read_text(encoding="utf-8"))
+        if found.items() >= facts.items():
+            return found
+    pictures = {name: {"ms": [], "right": [], "psnr_db": []} for name in bundles}
+    return {**head(SCHEMA), **facts, "steps_ms": {}, "pictures": pictures}
+
+
+def step_ms(bundles: Mapping[str, ed.Bundle], device: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of the UNet with two rows, entry i of all bundles side by side."""
+    with ExitStack() as stack:
+        calls = {}
+        for name, bundle in bundles.items():
+            (size, *_) = bundle.manifest.sizes
+            graph = bundle.graph("unet", batch=2, size=size)
+            tensors = read_tensors(bundle.file(bundle.component_of(graph).golden))
+            options = EngineOptions(threads=1)
+            engine = stack.enter_context(open_engine(graph, bundle.path, device, options))
+            calls[name] = partial(_call, engine, golden_inputs(graph.golden[0], graph, tensors))
+        samples = measure(calls, rounds, clock=time.process_time_ns)
+    return {name: [round(ms, 3) for ms in each] for name, each in samples.items()}
+
+
+def _call(engine: Engine, inputs: Mapping[str, Any]) -> object:
+    return engine(**inputs)
+
+
+def add_pictures(report: Report, bundles: Mapping[str, ed.Bundle], number: int, out: Path) -> None:
+    """Make the captions that the report does not have yet."""
+    from sampling import draw_captions
+
+    captions = draw_captions(number, held_out=True)
+    done = len(report["pictures"][BASE]["ms"])
+    with _pipelines(bundles) as pipes:
+        for seed in track(range(done, number), "captions", console=console):
+            _add(report["pictures"], pipes, captions[seed], seed)
+            if seed % SAVE_EVERY == SAVE_EVERY - 1 or seed == number - 1:
+                write_report(out, report)
+
+
+@contextmanager
+def _pipelines(bundles: Mapping[str, ed.Bundle]) -> Iterator[dict[str, ed.Pipeline]]:
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(ed.Pipeline.open(bundle.path, device="cpu", threads=1))
+            for name, bundle in bundles.items()
+        }
+
+
+def _add(found: dict[str, Any], pipes: Mapping[str, ed.Pipeline], caption: Any, seed: int) -> None:
+    """Make one caption with every bundle. The first is made twice: that loads the graphs."""
+    from judge import judge
+
+    whole = None
+    for name, pipe in pipes.items():
+        request = ed.Request(prompt=str(caption), seed=seed, **REQUEST)
+        if not found[name]["ms"]:
+            pipe.generate(request)
+        start = time.process_time_ns()
+        picture = pipe.generate(request).images[0]
+        found[name]["ms"].append(round((time.process_time_ns() - start) / 1e6, 3))
+        whole = picture if whole is None else whole
+        error = psnr_db(picture, whole)
+        found[name]["right"].append(all(judge(picture, caption).values()))
+        found[name]["psnr_db"].append(round(error, 2) if np.isfinite(error) else None)
+
+
+def int8_table(report: Report) -> str:
+    """A report as a Markdown table."""
+    base = report["pictures"][BASE]
+    rows = []
+    for name, pictures in report["pictures"].items():
+        first = name == BASE
+        steps = [_step(samples, name) for samples in report["steps_ms"].values()]
+        change, low, high = (100 * s for s in difference(pictures["right"], base["right"]))
+        near = [value for value in pictures["psnr_db"] if value is not None]
+        rows.append([
+            name,
+            f"{report['l2'][name]:.1e}",
+            *steps,
+            f"{estimate(ratios(pictures['ms'], base['ms'])).median:.2f}",
+            f"{sum(pictures['right']) / len(pictures['right']):.1%}",
+            "-" if first else f"{change:+.1f} ({low:+.1f} to {high:+.1f})",
+            "-" if first else f"{summarize(near).median:.1f} dB",
+        ])  # fmt: skip
+    columns = ["bundle", "L2 error", *(f"step, {device}" for device in report["steps_ms"])]
+    return (
+        f"{len(base['right']):,} held-out captions of the demo, the same seeds for each, steps "
+        f"interleaved over {len(report['steps_ms']['cpu'][BASE])} rounds; processor time with one "
+        f"thread on {report['machine']['cpu']} with AVX512-VNNI, without AMX. Times are ratios to "
+        "fp32 on the same device, differences have 95 % intervals, PSNR is to fp32's picture. "
+        "Command: `python benchmarks/int8.py FP32 DYNAMIC INT8`.\n\n"
+        + markdown([*columns, "picture", "wholly right", "difference, points", "PSNR"], rows)
+    )
+
+
+def _step(samples: Mapping[str, list[float]], name: str) -> str:
+    found = estimate(ratios(samples[name], samples[BASE]))
+    return "1" if name == BASE else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)
