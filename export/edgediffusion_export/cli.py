@@ -49,6 +49,13 @@ def export(
         int,
         typer.Option(help="Tiles a side for the UNet's largest self-attention: faster, inexact."),
     ] = 1,
+    split: Annotated[
+        int, typer.Option(help="Parts to cut the UNet into, for machines with little memory.")
+    ] = 1,
+    decoder_tile: Annotated[
+        list[str] | None,
+        typer.Option(help="HEIGHTxWIDTH of tiles to decode large pictures in; repeat for more."),
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
@@ -76,6 +83,8 @@ def export(
         chunks=chunks,
         deepcache=deepcache,
         attention_tiles=attention_tiles,
+        split=split,
+        decoder_tiles=tuple(parse_size(text) for text in decoder_tile or ()),
         precision=precision,
         store=store,
         targets=tuple(target or ("cpu",)),

@@ -16,6 +16,7 @@ TARGETS: Final = ("cpu",)
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
+MAX_PARTS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class ExportOptions:
     deepcache : add the graphs of the UNet that let requests take shallow steps.
     attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
         the checkpoint's own attention.
+    split : cut the UNet's graphs into so many parts as well, for machines with little memory.
+    decoder_tiles : pictures' (height, width) that only the decoders get graphs for, so that larger
+        pictures can be decoded tile by tile.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
     steps, guidance, sampler : what a request means where it says nothing.
@@ -42,6 +46,8 @@ class ExportOptions:
     chunks: int = 1
     deepcache: bool = False
     attention_tiles: int = 1
+    split: int = 1
+    decoder_tiles: tuple[Size, ...] = ()
     precision: str = "fp32"
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)
@@ -78,6 +84,8 @@ class ExportOptions:
             raise RequestError(
                 f"attention tiles must be from 1 to {MAX_TILES} a side, got {self.attention_tiles}"
             )
+        if not 1 <= self.split <= MAX_PARTS:
+            raise RequestError(f"split must be from 1 to {MAX_PARTS} parts, got {self.split}")
         if self.steps < 1:
             raise RequestError(f"steps must be at least 1, got {self.steps}")
         if self.sampler is not None and self.sampler not in NAMES:

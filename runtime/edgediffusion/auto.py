@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from edgediffusion.bundle import Bundle
@@ -87,12 +87,16 @@ class Chooser:
             reasons.append(f"{graphs} proven, worst L2 {max(errors):.1e}")
         return "; ".join([*reasons, *self._passed_over.values()])
 
-    def open(self, spec: GraphSpec) -> Engine:
-        """Open a graph. Raises DeviceError or EngineError where no candidate can run it."""
+    def open(self, spec: GraphSpec, lean: bool = False) -> Engine:
+        """Open a graph. Raises DeviceError or EngineError where no candidate can run it.
+
+        lean : spend time to save memory, as `EngineOptions` says.
+        """
+        options = replace(self._options, lean=lean or self._options.lean)
         failures: dict[str, DeviceError | EngineError] = {}
         for device, _ in self._candidates:
             try:
-                engine = self._open_on(device, spec)
+                engine = self._open_on(device, spec, options)
             except (DeviceError, EngineError) as error:
                 failures[device] = error
             else:
@@ -100,26 +104,26 @@ class Chooser:
                 return engine
         raise _of_all(failures, spec)
 
-    def _open_on(self, device: str, spec: GraphSpec) -> Engine:
+    def _open_on(self, device: str, spec: GraphSpec, options: EngineOptions) -> Engine:
         content = self._bundle.content(spec)
-        engine = open_engine(spec, self._bundle.path, device, self._options, content)
+        engine = open_engine(spec, self._bundle.path, device, options, content)
         try:
-            error = self._prove(engine) if self._proves else None
+            error = self._prove(engine, options) if self._proves else None
         except BaseException:
             engine.close()
             raise
         self._uses[spec.file] = Use(device, engine.arithmetic, error)
         return engine
 
-    def _prove(self, engine: Engine) -> float:
+    def _prove(self, engine: Engine, options: EngineOptions) -> float:
         """Return the error of a graph's first golden vectors, remembered where it passed before."""
         spec = engine.spec
         gate = self._bundle.gate(spec, engine.arithmetic)
         golden = self._bundle.component_of(spec).golden
-        facts = engine_facts(
-            self._bundle.content(spec), engine.device, engine.arithmetic, self._options
-        )
-        key = fingerprint(facts | {"golden": self._bundle.manifest.files[golden].sha256})
+        facts = engine_facts(self._bundle.content(spec), engine.device, engine.arithmetic, options)
+        facts["golden"] = self._bundle.manifest.files[golden].sha256
+        facts["parts"] = str(len(spec.parts) if options.lean else 0)
+        key = fingerprint(facts)
         known = _remembered(key)
         if known <= gate:
             return known

@@ -95,6 +95,9 @@ def generate(
     batch: Annotated[int, typer.Option(help="Number of pictures; seeds count up.")] = 1,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, one of the bundle's.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle has one.")] = "full",
+    decoder_tile: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of tiles to decode in, in less memory.")
+    ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOW:HIGH noise levels with guidance, like 0.3:inf.")
     ] = None,
@@ -111,6 +114,9 @@ def generate(
     embedding: EmbeddingOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    residency: Annotated[
+        str, typer.Option(help="What stays in memory: all, one component, or stream the UNet.")
+    ] = "all",
 ) -> None:
     """Make a picture from a prompt."""
     targets = _targets(output, batch)
@@ -128,6 +134,7 @@ def generate(
         batch=batch,
         size=parse_size(size) if size else None,
         decoder=_decoder(decoder),
+        decoder_tile=parse_size(decoder_tile) if decoder_tile else None,
         guidance_interval=_noise_levels(guidance_interval),
         deepcache_interval=deepcache,
         deepcache_start=deepcache_start,
@@ -138,7 +145,7 @@ def generate(
         embeddings=_embeddings(embedding),
     )
     with _notes.status("opening the bundle"):  # a large one is hashed when it is new here
-        pipe = ed.Pipeline.open(bundle, device=device, threads=threads)
+        pipe = ed.Pipeline.open(bundle, device=device, threads=threads, residency=residency)
     with pipe:
         result = _show_steps(pipe, request)
     for index, target in enumerate(targets):

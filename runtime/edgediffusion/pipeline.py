@@ -27,10 +27,12 @@ from edgediffusion.noise import noise_source
 from edgediffusion.options import read_config
 from edgediffusion.picture import save_png
 from edgediffusion.request import Plan, Request, plan_prompts, plan_request
+from edgediffusion.residency import Residents, check_residency
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import Schedule, schedule_from_config
 from edgediffusion.text_encoder import TextEncoder, check_clip_skip
 from edgediffusion.textual_inversion import TextualInversion, recipe_entry
+from edgediffusion.tiled_decoding import decode_tiled
 from edgediffusion.timing import Stopwatch, Timings
 from edgediffusion.unet import Unet
 
@@ -130,16 +132,22 @@ class Embeddings:
 class Pipeline:
     """A bundle made ready to run on one device.
 
-    Graphs load when they are first needed and stay until ``close``. Calls from several threads
-    queue; ``cancel`` may be called from any thread.
+    Graphs load when they are first needed, and stay as the residency says, at most until ``close``.
+    Calls from several threads queue; ``cancel`` may be called from any thread.
     """
 
-    def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str,
+        options: EngineOptions,
+        residency: str = "all",
+    ) -> None:
         from edgediffusion.auto import Chooser  # it loads ONNX Runtime, which importing us must not
 
         self.bundle = bundle
         self._devices = Chooser(bundle, device, options)
-        self._engines: dict[str, Engine] = {}
+        self._residents = Residents(self._devices.open, check_residency(residency, bundle))
         self._text = TextEncoder(bundle, self._text_graph)
         self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
         self._turn = threading.Lock()
@@ -153,13 +161,18 @@ class Pipeline:
         *,
         device: str = "auto",
         threads: int = 0,
+        residency: str = "all",
     ) -> Self:
         """Open a bundle by path or name (None: the demo) on ``device``.
 
+        residency : what stays in memory. ``all`` that was loaded; ``one`` component at a time,
+            loaded anew for each picture; ``stream``: also the UNet part by part, loaded anew at
+            each step, for bundles that were exported with ``--split``.
+
         Raises a BundleError for a bundle that is missing or damaged, DeviceError for a device
-        that cannot run it.
+        that cannot run it, RequestError for a residency that it cannot have.
         """
-        return cls(Bundle.open(bundle), device, EngineOptions(threads=threads))
+        return cls(Bundle.open(bundle), device, EngineOptions(threads=threads), residency)
 
     @property
     def device(self) -> str:
@@ -230,15 +243,12 @@ class Pipeline:
         watch: Stopwatch | None = None,
         variant: str = PLAIN,
     ) -> Engine:
-        """Return the graph of a component, loaded when it is first needed and kept until ``close``.
+        """Return the graph of a component, loaded when needed and kept as the residency says.
 
         For benchmarks and tools; it is not guarded against a run in another thread.
         """
         spec = self.bundle.graph(component, batch=batch, size=size, variant=variant)
-        if spec.file not in self._engines:
-            with (watch or Stopwatch())("load"):
-                self._engines[spec.file] = self._devices.open(spec)
-        return self._engines[spec.file]
+        return self._residents.get(spec, watch)
 
     def cancel(self) -> None:
         """Make the run in progress, if any, raise Cancelled at its next step."""
@@ -250,9 +260,7 @@ class Pipeline:
             with suppress(ValueError):  # it is running in another thread: the lock waits for it
                 steps.close()
         with self._my_turn():
-            for engine in self._engines.values():
-                engine.close()
-            self._engines.clear()
+            self._residents.close()
 
     def __enter__(self) -> Self:
         return self
@@ -282,6 +290,7 @@ class Pipeline:
         with self._my_turn():
             self._cancelled.clear()
             watch = Stopwatch()
+            self._residents.begin(self._residents.residency, {plan.size, plan.decoder_tile})
             states, truncated = self._encode(plan, watch)
             denoiser = self._denoiser(plan, schedule, states, watch)
             noise = noise_source(plan.seeds, plan.noise_layout, plan.noise)
@@ -383,18 +392,18 @@ class Pipeline:
         return chosen
 
     def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
-        engine = self.engine(plan.decoder, 1, plan.size, watch)
+        engine = self.engine(plan.decoder, 1, plan.decoder_tile, watch)
         latent = self.bundle.manifest.latent
         if plan.decoder == "vae_decoder":
             latents = latents / np.float32(latent.scaling_factor) + np.float32(latent.shift_factor)
-        dtype = engine.spec.inputs[0].dtype
+        dtype, shape = engine.spec.inputs[0].dtype, engine.spec.inputs[0].shape
+
+        def decode(tile: Float) -> Float:
+            picture: Float = engine(latent_sample=tile.astype(dtype))["sample"].astype(np.float32)
+            return picture
+
         with watch(plan.decoder):
-            decoded = np.concatenate(
-                [
-                    engine(latent_sample=image[np.newaxis].astype(dtype))["sample"]
-                    for image in latents
-                ]
-            )
+            decoded = np.stack([decode_tiled(decode, image, shape[-2:]) for image in latents])
         require_finite(decoded, plan.decoder, "from finite latents")
         images = to_pixels(decoded)
         require_picture(images, plan.decoder)
@@ -436,6 +445,7 @@ def _filled_in(plan: Plan, schedule: Schedule) -> Request:
         schedule=plan.schedule,
         batch=len(plan.seeds),
         size=plan.size,
+        decoder_tile=None if plan.decoder_tile == plan.size else plan.decoder_tile,
         decoder="full" if plan.decoder == "vae_decoder" else "tiny",
         eta=plan.eta,
         guidance_rescale=plan.guidance_rescale,
