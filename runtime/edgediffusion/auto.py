@@ -10,7 +10,7 @@ from edgediffusion.bundle import Bundle
 from edgediffusion.cpu import computes_bf16
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.engine_openvino import INSTALL, is_installed, is_offered
-from edgediffusion.errors import DeviceError, EngineError
+from edgediffusion.errors import DeviceError, EngineError, RequestError
 from edgediffusion.fingerprint import engine_facts, fingerprint, libraries_of
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import SELF_TESTS, recall, remember
@@ -55,15 +55,24 @@ class Chooser:
     A device asked for by name never changes. Raises DeviceError for one that is not there.
     """
 
-    def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
-        name = resolve_device(device)
+    def __init__(
+        self, bundle: Bundle, device: str, options: EngineOptions, limited: bool = False
+    ) -> None:
+        """Check the device; ``limited``: memory is, by an estimate that is made for ``cpu``."""
+        if limited and device not in ("auto", "cpu"):
+            raise RequestError(
+                f"max_memory is known for device 'cpu' only, got {device!r}: leave one of them out"
+            )
+        name = resolve_device("cpu" if limited else device)
         self._bundle = bundle
         self._options = options
         self._proves = device == "auto"
         if not self._proves:
             libraries_of(name)  # what is missing is said now, not at the first graph
         named = (Candidate(device, "asked for by name"),)
-        self._candidates = candidates() if self._proves else named
+        if limited and self._proves:
+            named = (Candidate("cpu", "its memory is known, for max_memory"),)
+        self._candidates = candidates() if self._proves and not limited else named
         self._uses: dict[str, Use] = {}
         self._passed_over: dict[str, str] = {}
 

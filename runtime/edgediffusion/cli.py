@@ -115,8 +115,11 @@ def generate(
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     residency: Annotated[
-        str, typer.Option(help="What stays in memory: all, one component, or stream the UNet.")
-    ] = "all",
+        str | None, typer.Option(help="What stays in memory: all, one component, or stream.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Like 2GB: choose residency and tiles that stay within.")
+    ] = None,
 ) -> None:
     """Make a picture from a prompt."""
     targets = _targets(output, batch)
@@ -145,7 +148,8 @@ def generate(
         embeddings=_embeddings(embedding),
     )
     with _notes.status("opening the bundle"):  # a large one is hashed when it is new here
-        pipe = ed.Pipeline.open(bundle, device=device, threads=threads, residency=residency)
+        memory = {"residency": residency, "max_memory": max_memory}
+        pipe = ed.Pipeline.open(bundle, device=device, threads=threads, **memory)
     with pipe:
         result = _show_steps(pipe, request)
     for index, target in enumerate(targets):
@@ -157,6 +161,10 @@ def generate(
             f"{result.device}, {timings.total / 1000:.2f} s"
         )
     _say_choice(device, pipe)
+    if max_memory is not None:
+        tile = result.request.decoder_tile
+        tiles = f", decoder tiles of {say_size(tile)}" if tile else ""
+        _notes.print(f"note: residency {result.residency}{tiles}, for --max-memory {max_memory}")
     for name, cut in result.truncated.items():
         _notes.print(f"note: the end of the {name} did not fit and was left out: {_short(cut)}")
 

@@ -23,11 +23,12 @@ from edgediffusion.engine import Engine, EngineOptions
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
 from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
 from edgediffusion.manifest import PLAIN, LatentSpec, variant_name
+from edgediffusion.memory_limit import MemoryLimit, plan_memory
 from edgediffusion.noise import noise_source
 from edgediffusion.options import read_config
 from edgediffusion.picture import save_png
 from edgediffusion.request import Plan, Request, plan_prompts, plan_request
-from edgediffusion.residency import Residents, check_residency
+from edgediffusion.residency import Residency, Residents, check_residency
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import Schedule, schedule_from_config
 from edgediffusion.text_encoder import TextEncoder, check_clip_skip
@@ -52,6 +53,7 @@ class Result:
     device : the device that ran every graph; ``a+b`` where ``auto`` had to take two.
     arithmetic : the numbers that the device computed in, like fp32 or bf16.
     device_reason : why it was this device.
+    residency : what stayed in memory: ``all``, ``one`` component at a time, or ``stream``.
     """
 
     images: NDArray[np.uint8]
@@ -63,6 +65,7 @@ class Result:
     device: str
     arithmetic: str
     device_reason: str
+    residency: Residency
     bundle: str
     bundle_sha256: str
     timings: Timings
@@ -141,13 +144,15 @@ class Pipeline:
         bundle: Bundle,
         device: str,
         options: EngineOptions,
-        residency: str = "all",
+        residency: str | None = None,
+        max_memory: str | int | None = None,
     ) -> None:
         from edgediffusion.auto import Chooser  # it loads ONNX Runtime, which importing us must not
 
         self.bundle = bundle
-        self._devices = Chooser(bundle, device, options)
-        self._residents = Residents(self._devices.open, check_residency(residency, bundle))
+        self._limit = None if max_memory is None else MemoryLimit.of(max_memory, residency)
+        self._devices = Chooser(bundle, device, options, limited=self._limit is not None)
+        self._residents = Residents(self._devices.open, check_residency(residency or "all", bundle))
         self._text = TextEncoder(bundle, self._text_graph)
         self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
         self._turn = threading.Lock()
@@ -161,18 +166,23 @@ class Pipeline:
         *,
         device: str = "auto",
         threads: int = 0,
-        residency: str = "all",
+        residency: str | None = None,
+        max_memory: str | int | None = None,
     ) -> Self:
         """Open a bundle by path or name (None: the demo) on ``device``.
 
-        residency : what stays in memory. ``all`` that was loaded; ``one`` component at a time,
-            loaded anew for each picture; ``stream``: also the UNet part by part, loaded anew at
-            each step, for bundles that were exported with ``--split``.
+        residency : what stays in memory. ``all`` that was loaded, the default; ``one`` component
+            at a time, loaded anew for each picture; ``stream``: also the UNet part by part, loaded
+            anew at each step, for bundles that were exported with ``--split``.
+        max_memory : the most bytes that the process shall take, like ``2GB``. Each request then
+            gets the residency, and if need be the decoder's tiles, that stay within it, by an
+            estimate for device ``cpu``; one that cannot is a RequestError.
 
         Raises a BundleError for a bundle that is missing or damaged, DeviceError for a device
         that cannot run it, RequestError for a residency that it cannot have.
         """
-        return cls(Bundle.open(bundle), device, EngineOptions(threads=threads), residency)
+        options = EngineOptions(threads=threads)
+        return cls(Bundle.open(bundle), device, options, residency, max_memory)
 
     @property
     def device(self) -> str:
@@ -199,6 +209,11 @@ class Pipeline:
         step.
         """
         plan = plan_request(request, self.bundle)
+        residency = self._residents.residency
+        if self._limit is not None:
+            tiled = request.decoder_tile is not None
+            memory = plan_memory(self.bundle, plan, self._limit, tiled=tiled)
+            plan, residency = replace(plan, decoder_tile=memory.tile), memory.residency
         schedule = schedule_from_config(
             self.bundle.manifest.scheduler,
             steps=plan.steps,
@@ -206,7 +221,7 @@ class Pipeline:
             spacing=plan.schedule,
             **self._sampler_options(plan),
         )
-        steps = self._run(plan, schedule)
+        steps = self._run(plan, schedule, residency)
         self._streams.add(steps)
         return steps
 
@@ -286,11 +301,11 @@ class Pipeline:
             options["noise_sampler_kind"] = plan.noise
         return options
 
-    def _run(self, plan: Plan, schedule: Schedule) -> Generator[Step]:
+    def _run(self, plan: Plan, schedule: Schedule, residency: Residency) -> Generator[Step]:
         with self._my_turn():
             self._cancelled.clear()
             watch = Stopwatch()
-            self._residents.begin(self._residents.residency, {plan.size, plan.decoder_tile})
+            self._residents.begin(residency, {plan.size, plan.decoder_tile})
             states, truncated = self._encode(plan, watch)
             denoiser = self._denoiser(plan, schedule, states, watch)
             noise = noise_source(plan.seeds, plan.noise_layout, plan.noise)
@@ -321,6 +336,7 @@ class Pipeline:
                 device=self.device,
                 arithmetic=self._devices.arithmetic,
                 device_reason=self.device_reason,
+                residency=residency,
                 bundle=self.bundle.manifest.name,
                 bundle_sha256=self.bundle.sha256,
                 timings=watch.timings(unet_ms=denoiser.engine_ms),
@@ -396,14 +412,15 @@ class Pipeline:
         latent = self.bundle.manifest.latent
         if plan.decoder == "vae_decoder":
             latents = latents / np.float32(latent.scaling_factor) + np.float32(latent.shift_factor)
-        dtype, shape = engine.spec.inputs[0].dtype, engine.spec.inputs[0].shape
+        dtype = engine.spec.inputs[0].dtype
+        *_, height, width = engine.spec.inputs[0].shape
 
         def decode(tile: Float) -> Float:
             picture: Float = engine(latent_sample=tile.astype(dtype))["sample"].astype(np.float32)
             return picture
 
         with watch(plan.decoder):
-            decoded = np.stack([decode_tiled(decode, image, shape[-2:]) for image in latents])
+            decoded = np.stack([decode_tiled(decode, image, (height, width)) for image in latents])
         require_finite(decoded, plan.decoder, "from finite latents")
         images = to_pixels(decoded)
         require_picture(images, plan.decoder)

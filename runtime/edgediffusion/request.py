@@ -315,4 +315,4 @@ def _decoder_tile(
             f"{'x'.join(map(str, chosen))} in a picture of {say_size(size)}; it has {have}. Ask "
             "for one of these, or export again with --decoder-tile"
         )
-    return chosen  # type: ignore[return-value]
+    return chosen

@@ -25,23 +25,23 @@ def decode_tiled(decode: Callable[[Float], Float], latents: Float, tile: tuple[i
     tile : (h, w) in latents, at most those of the whole, which is then decoded in one go.
     """
     height, width = latents.shape[1:]
-    if (height, width) == tuple(tile):
-        return decode(latents[None])[0]
-    picture: Float | None = None
-    weights: Float | None = None
-    for top in starts(height, tile[0]):
-        for left in starts(width, tile[1]):
-            made = decode(latents[None, :, top : top + tile[0], left : left + tile[1]])[0]
-            scale = made.shape[1] // tile[0]
-            if picture is None or weights is None:
-                picture = np.zeros((len(made), height * scale, width * scale), np.float32)
-                weights = np.zeros(picture.shape[1:], np.float32)
-            share = np.outer(_ramps(made.shape[1]), _ramps(made.shape[2]))
-            rows = slice(top * scale, top * scale + made.shape[1])
-            columns = slice(left * scale, left * scale + made.shape[2])
-            picture[:, rows, columns] += share * made
-            weights[rows, columns] += share
-    assert picture is not None, "there is always a tile"
+    tops, lefts = starts(height, tile[0]), starts(width, tile[1])
+    made = {
+        (top, left): decode(latents[None, :, top : top + tile[0], left : left + tile[1]])[0]
+        for top in tops
+        for left in lefts
+    }
+    colours, rows, columns = made[0, 0].shape
+    if len(made) == 1:
+        return np.asarray(made[0, 0], np.float32)
+    scale = rows // tile[0]
+    share = np.outer(_ramps(rows), _ramps(columns))
+    picture = np.zeros((colours, height * scale, width * scale), np.float32)
+    weights = np.zeros(picture.shape[1:], np.float32)
+    for (top, left), part in made.items():
+        place = np.s_[top * scale : top * scale + rows, left * scale : left * scale + columns]
+        picture[:, *place] += share * part
+        weights[place] += share
     picture /= weights
     return picture
 

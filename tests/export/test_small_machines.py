@@ -1,4 +1,4 @@
-"""A bundle for small machines, end to end: tiles of the decoder, several sizes, the command line."""
+"""A bundle for small machines, end to end: decoder tiles, several sizes, the command line."""
 
 from __future__ import annotations
 
