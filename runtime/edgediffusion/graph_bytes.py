@@ -52,7 +52,7 @@ def read_graph_bytes(path: Path) -> GraphBytes:
 
 
 def _measure(model: memoryview) -> GraphBytes:
-    graph = next(value for number, value in _messages(model) if number == _GRAPH)
+    graph = dict(_messages(model))[_GRAPH]
     nodes: list[_Node] = []
     sizes: dict[str, int] = {}
     weights: dict[str, int] = {}
