@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,6 +106,21 @@ def check_tiles(size: Size, tiles: int, architecture: Architecture) -> None:
             f"attention tiles: a picture of {size[0]}x{size[1]} has {sides[0]}x{sides[1]} latents, "
             f"which cannot be cut into {tiles} tiles a side; use 2, or a size that divides"
         )
+
+
+def check_decoder_tile(tile: Size, sizes: Iterable[Size], architecture: Architecture) -> None:
+    """Raise RequestError unless a decoder's tile is made of latents and fits into every size."""
+    step = architecture.downsampling
+    if any(side < step or side % step for side in tile):
+        raise RequestError(
+            f"decoder tile {tile[0]}x{tile[1]}: height and width must be multiples of {step} pixels"
+        )
+    for size in sizes:
+        if tile[0] > size[0] or tile[1] > size[1]:
+            raise RequestError(
+                f"decoder tile {tile[0]}x{tile[1]} is larger than the size {size[0]}x{size[1]}: "
+                "leave it out, or choose one that fits into every --size"
+            )
 
 
 def _check_present(configs: Mapping[str, Config]) -> None:

@@ -58,6 +58,13 @@ def export(
     reduce_range: Annotated[
         bool, typer.Option("--reduce-range", help="7-bit weights: int8 for CPUs without VNNI.")
     ] = False,
+    split: Annotated[
+        int, typer.Option(help="Parts to cut the UNet into, for machines with little memory.")
+    ] = 1,
+    decoder_tile: Annotated[
+        list[str] | None,
+        typer.Option(help="HEIGHTxWIDTH of tiles to decode large pictures in; repeat for more."),
+    ] = None,
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
     ] = None,
@@ -90,6 +97,8 @@ def export(
         chunks=chunks,
         deepcache=deepcache,
         attention_tiles=attention_tiles,
+        split=split,
+        decoder_tiles=tuple(parse_size(text) for text in decoder_tile or ()),
         precision=precision,
         calibrate=calibrate,
         reduce_range=reduce_range,

@@ -44,6 +44,7 @@ from edgediffusion_export.parity import Array, Outputs, measure, reference, run_
 from edgediffusion_export.plans import write_plans
 from edgediffusion_export.precision import find_overflow
 from edgediffusion_export.quantize.quantizer import Quantizer, prepare
+from edgediffusion_export.splitting import split
 from edgediffusion_export.weights import WeightStore, is_matrix
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -268,7 +269,10 @@ def _pack(
     store: Precision,
     quantizer: Quantizer | None = None,
 ) -> dict[str, StoredTensor]:
-    """Trace all graphs, write their shared weights and then the graphs that point into them."""
+    """Trace all graphs, write their shared weights and then the graphs that point into them.
+
+    The UNet's graphs are written once more in parts, where that was asked for.
+    """
     parameters = _parameters(network, module)
     names = job.checkpoint.tensor_names(network.part, parameters)
     weights = WeightStore(
@@ -288,10 +292,14 @@ def _pack(
         traced.append((subject.spec, model, weights.adopt(model, traced_names)))
     job.begin(f"{network.name}: writing weights")
     job.staging.write(f"{network.name}/{WEIGHTS_FILE}", weights.chunks())
-    for spec, model, links in traced:
+    count = job.options.split if network.name == "unet" else 1
+    for subject, (spec, model, links) in zip(subjects, traced, strict=True):
         weights.link(model, links, WEIGHTS_FILE)
-        graph = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-        job.staging.write(spec.file, [graph])
+        parts = split(model, spec, count) if count > 1 else []
+        for file, graph in [(spec.file, model), *((part.file, graph) for part, graph in parts)]:
+            data = ir.serde.serialize_model(graph).SerializeToString(deterministic=True)
+            job.staging.write(file, [data])
+        subject.spec = msgspec.structs.replace(spec, parts=tuple(part for part, _ in parts))
     return weights.tensors()
 
 

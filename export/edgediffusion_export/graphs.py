@@ -30,6 +30,9 @@ from edgediffusion.manifest import (
 from edgediffusion_export.architecture import Architecture, Size
 from edgediffusion_export.deepcache import denoise_deep, denoise_shallow
 
+DECODERS: Final = ("vae_decoder", "vae_tiny_decoder")
+"""The networks that can make a picture tile by tile."""
+
 UNPROVEN: Final = Parity(l2=float("inf"), max_abs=float("inf"), gate=0.0, cases=0)
 """Stands in a GraphSpec until the graph was measured."""
 

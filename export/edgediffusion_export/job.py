@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from edgediffusion.manifest import DEEP, SHALLOW, GraphSpec, Precision
 from edgediffusion.tokenizer import Tokenizer
-from edgediffusion_export.architecture import check_size, check_tiles
+from edgediffusion_export.architecture import check_decoder_tile, check_size, check_tiles
 from edgediffusion_export.bundle import Staging
-from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
+from edgediffusion_export.graphs import DECODERS, NETWORKS, Network, graph_specs
 from edgediffusion_export.options import ExportOptions
 from edgediffusion_export.plans import check_target, plan_groups
 from edgediffusion_export.source import Checkpoint
@@ -52,6 +52,8 @@ class Job:
         for size in self.sizes:
             check_size(size, self.architecture)
             check_tiles(size, options.attention_tiles, self.architecture)
+        for tile in options.decoder_tiles:
+            check_decoder_tile(tile, self.sizes, self.architecture)
         self.networks = tuple(
             _wanted(network, options) for network in NETWORKS if network.part in checkpoint.parts
         )
@@ -73,10 +75,10 @@ class Job:
     def specs(self, network: Network, precision: Precision) -> list[GraphSpec]:
         """The graphs that a network gets."""
         batches = sorted(set(self.options.batches))
+        tiles = self.options.decoder_tiles if network.name in DECODERS else ()
+        sizes = tuple(dict.fromkeys((*self.sizes, *tiles)))
         return list(
-            graph_specs(
-                network, self.architecture, self.sizes, batches, precision, self.options.chunks
-            )
+            graph_specs(network, self.architecture, sizes, batches, precision, self.options.chunks)
         )
 
     def tokenize(self, text: str) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ TARGETS: Final = ("cpu", "tensorrt-rtx")
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
+MAX_PARTS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class ExportOptions:
     deepcache : add the graphs of the UNet that let requests take shallow steps.
     attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
         the checkpoint's own attention.
+    split : cut the UNet's graphs into so many parts as well, for machines with little memory.
+    decoder_tiles : pictures' (height, width) that only the decoders get graphs for, so that larger
+        pictures can be decoded tile by tile.
     precision : what the graphs compute in; fp16 is for GPUs, int8 and int8-dynamic for CPUs.
     calibrate : a text file with one prompt a line, for int8: pictures of them show which numbers
         the layers meet.
@@ -49,6 +53,8 @@ class ExportOptions:
     chunks: int = 1
     deepcache: bool = False
     attention_tiles: int = 1
+    split: int = 1
+    decoder_tiles: tuple[Size, ...] = ()
     precision: str = "fp32"
     calibrate: Path | None = None
     reduce_range: bool = False
@@ -90,6 +96,8 @@ class ExportOptions:
             raise RequestError(
                 f"attention tiles must be from 1 to {MAX_TILES} a side, got {self.attention_tiles}"
             )
+        if not 1 <= self.split <= MAX_PARTS:
+            raise RequestError(f"split must be from 1 to {MAX_PARTS} parts, got {self.split}")
         if self.steps < 1:
             raise RequestError(f"steps must be at least 1, got {self.steps}")
         if self.sampler is not None and self.sampler not in NAMES:

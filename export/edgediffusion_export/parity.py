@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgediffusion.engine import open_engine
+from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.errors import CheckpointError, ParityError
 from edgediffusion.golden import golden_inputs, relative_l2
 from edgediffusion.manifest import GATES, ComponentSpec, GoldenCase, GraphSpec, Parity
@@ -45,21 +45,23 @@ def measure(
     tensors: dict[str, Array],
     wanted: Sequence[Outputs],
 ) -> Parity:
-    """Run a graph on all cases and compare. Raises ParityError unless it passes its gate.
+    """Run a graph on all cases and compare, then its parts, where it has some.
 
-    An int8 graph has the gate that it earns here: its own error and some headroom.
+    An int8 graph has the gate that it earns here: its own error and some headroom. Raises
+    ParityError unless both pass the gate.
     """
     gate = GATES.get(spec.precision, INT8_LIMIT)
     worst, max_abs = 0.0, 0.0
-    with open_engine(spec, folder, "cpu") as engine:
-        for case, expected in zip(cases, wanted, strict=True):
-            got = engine(**golden_inputs(case, spec, tensors))
-            for name, want in expected.items():
-                error = relative_l2(got[name], want)
-                if not error <= gate:
-                    raise ParityError(_say(spec, name, error, gate))
-                worst = max(worst, error)
-                max_abs = max(max_abs, float(np.abs(got[name].astype(np.float32) - want).max()))
+    for lean in (False, True) if spec.parts else (False,):
+        with open_engine(spec, folder, "cpu", EngineOptions(lean=lean)) as engine:
+            for case, expected in zip(cases, wanted, strict=True):
+                got = engine(**golden_inputs(case, spec, tensors))
+                for name, want in expected.items():
+                    error = relative_l2(got[name], want)
+                    if not error <= gate:
+                        raise ParityError(_say(spec, name, error, gate))
+                    worst = max(worst, error)
+                    max_abs = max(max_abs, float(np.abs(got[name].astype(np.float32) - want).max()))
     if spec.precision == "int8":
         gate = _rounded(worst * INT8_HEADROOM)
     return Parity(l2=_rounded(worst), max_abs=_rounded(max_abs), gate=gate, cases=len(cases))

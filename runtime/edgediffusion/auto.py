@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from edgediffusion.bundle import Bundle
 from edgediffusion.cpu import computes_bf16, computes_int8
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.engine_openvino import INSTALL, is_installed, is_offered
-from edgediffusion.errors import DeviceError, EngineError
+from edgediffusion.errors import DeviceError, EngineError, RequestError
 from edgediffusion.fingerprint import engine_facts, fingerprint, libraries_of
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import SELF_TESTS, recall, remember
-from edgediffusion.manifest import GraphSpec
+from edgediffusion.manifest import GraphSpec, Manifest
 from edgediffusion.tensorrt_library import promising
 
 COMPILERS: Final = ("tensorrt", "tensorrt-rtx")
@@ -70,18 +70,21 @@ class Chooser:
     DeviceError for one that is not there.
     """
 
-    def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
-        name = resolve_device(device)
+    def __init__(
+        self, bundle: Bundle, device: str, options: EngineOptions, limited: bool = False
+    ) -> None:
+        """Check the device; ``limited``: memory is, by an estimate that is made for ``cpu``."""
+        if limited and device not in ("auto", "cpu"):
+            raise RequestError(
+                f"max_memory is known for device 'cpu' only, got {device!r}: leave one of them out"
+            )
+        name = resolve_device("cpu" if limited else device)
         self._bundle = bundle
         self._options = options
         self._proves = device == "auto" or device in COMPILERS
-        if device == "auto":
-            int8 = bundle.manifest.precision == "int8"
-            gpus = (Candidate(*each) for each in promising(bundle.manifest))
-            self._candidates: tuple[Candidate, ...] = (*gpus, *candidates(int8))
-        else:
+        if device != "auto":
             libraries_of(name)  # what is missing is said now, not at the first graph
-            self._candidates = (Candidate(device, "asked for by name"),)
+        self._candidates = _candidates_for(device, bundle.manifest, limited)
         self._uses: dict[str, Use] = {}
         self._passed_over: dict[str, str] = {}
 
@@ -105,12 +108,16 @@ class Chooser:
             reasons.append(f"{graphs} proven, worst L2 {max(errors):.1e}")
         return "; ".join([*reasons, *self._passed_over.values()])
 
-    def open(self, spec: GraphSpec) -> Engine:
-        """Open a graph. Raises DeviceError or EngineError where no candidate can run it."""
+    def open(self, spec: GraphSpec, lean: bool = False) -> Engine:
+        """Open a graph. Raises DeviceError or EngineError where no candidate can run it.
+
+        lean : spend time to save memory, as `EngineOptions` says.
+        """
+        options = replace(self._options, lean=lean or self._options.lean)
         failures: dict[str, DeviceError | EngineError] = {}
         for device, _ in self._candidates:
             try:
-                engine = self._open_on(device, spec)
+                engine = self._open_on(device, spec, options)
             except (DeviceError, EngineError) as error:
                 failures[device] = error
             else:
@@ -118,26 +125,26 @@ class Chooser:
                 return engine
         raise _of_all(failures, spec)
 
-    def _open_on(self, device: str, spec: GraphSpec) -> Engine:
+    def _open_on(self, device: str, spec: GraphSpec, options: EngineOptions) -> Engine:
         content = self._bundle.content(spec)
-        engine = open_engine(spec, self._bundle.path, device, self._options, content)
+        engine = open_engine(spec, self._bundle.path, device, options, content)
         try:
-            error = self._prove(engine) if self._proves else None
+            error = self._prove(engine, options) if self._proves else None
         except BaseException:
             engine.close()
             raise
         self._uses[spec.file] = Use(device, engine.arithmetic, error)
         return engine
 
-    def _prove(self, engine: Engine) -> float:
+    def _prove(self, engine: Engine, options: EngineOptions) -> float:
         """Return the error of a graph's first golden vectors, remembered where it passed before."""
         spec = engine.spec
         gate = self._bundle.gate(spec, engine.arithmetic)
         golden = self._bundle.component_of(spec).golden
-        facts = engine_facts(
-            self._bundle.content(spec), engine.device, engine.arithmetic, self._options
-        )
-        key = fingerprint(facts | {"golden": self._bundle.manifest.files[golden].sha256})
+        facts = engine_facts(self._bundle.content(spec), engine.device, engine.arithmetic, options)
+        facts["golden"] = self._bundle.manifest.files[golden].sha256
+        facts["parts"] = str(len(spec.parts) if options.lean else 0)
+        key = fingerprint(facts)
         known = _remembered(key)
         if known <= gate:
             return known
@@ -172,3 +179,12 @@ def _of_all(
         return next(iter(failures.values()))
     listed = "\n  ".join(f"{device}: {error}" for device, error in failures.items())
     return EngineError(f"{spec.file} runs on no device that auto tries here:\n  {listed}")
+
+
+def _candidates_for(device: str, manifest: Manifest, limited: bool) -> tuple[Candidate, ...]:
+    if device != "auto":
+        return (Candidate(device, "asked for by name"),)
+    if limited:
+        return (Candidate("cpu", "its memory is known, for max_memory"),)
+    gpus = (Candidate(*each) for each in promising(manifest))
+    return (*gpus, *candidates(manifest.precision == "int8"))

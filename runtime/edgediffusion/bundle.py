@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -137,14 +137,14 @@ class Bundle:
         return max(own, self.manifest.gates.get(arithmetic, GATES[arithmetic]))
 
     def content(self, graph: GraphSpec) -> str:
-        """Return a hash of all that a graph is made of: its file, its weights and its plans.
+        """Return a hash of all that a graph is made of: its own files and its component's weights.
 
         Two graphs of one content compute the same; engines compiled from it are cached under it.
         """
-        plans = (plan.file for plan in graph.plans)
-        names = (graph.file, self.component_of(graph).weights, *plans)
-        parts = [self.manifest.files[name].sha256 for name in names]
-        return hashlib.sha256(" ".join(parts).encode("ascii")).hexdigest()
+        plans, parts = (p.file for p in graph.plans), (p.file for p in graph.parts)
+        names = (graph.file, self.component_of(graph).weights, *plans, *parts)
+        hashes = [self.manifest.files[name].sha256 for name in names]
+        return hashlib.sha256(" ".join(hashes).encode("ascii")).hexdigest()
 
     @cached_property
     def sha256(self) -> str:
@@ -177,23 +177,28 @@ def verify(
             yield Check(relative, False, str(error))
         else:
             yield Check(relative, True, "sha256")
+    options = options or EngineOptions()
+    lean = replace(options, lean=True)
     for component in bundle.manifest.components.values():
         for graph in component.graphs:
             yield _check_golden(bundle, graph, component.golden, device, options)
+            if graph.parts:
+                yield _check_golden(bundle, graph, component.golden, device, lean)
 
 
 def _check_golden(
-    bundle: Bundle, graph: GraphSpec, golden: str, device: str, options: EngineOptions | None
+    bundle: Bundle, graph: GraphSpec, golden: str, device: str, options: EngineOptions
 ) -> Check:
+    subject = graph.file + (f" in {len(graph.parts)} parts" if options.lean else "")
     try:
         tensors = read_tensors(bundle.file(golden))
         with open_engine(graph, bundle.path, device, options, bundle.content(graph)) as engine:
             error = check_graph(engine, tensors)
     except EdgeDiffusionError as problem:
-        return Check(graph.file, False, str(problem))
+        return Check(subject, False, str(problem))
     gate = bundle.gate(graph, engine.arithmetic)
     how = f"{engine.device} in {engine.arithmetic}"
-    return Check(graph.file, error <= gate, f"L2 {error:.1e}, gate {gate:.0e}, {how}")
+    return Check(subject, error <= gate, f"L2 {error:.1e}, gate {gate:.0e}, {how}")
 
 
 def find_bundle(name: str | os.PathLike[str] | None = None) -> Path:

@@ -97,6 +97,9 @@ def generate(
     decoder: Annotated[
         str | None, typer.Option(help="full, or tiny where the bundle has one.")
     ] = None,
+    decoder_tile: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of tiles to decode in, in less memory.")
+    ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOW:HIGH noise levels with guidance, like 0.3:inf.")
     ] = None,
@@ -122,6 +125,12 @@ def generate(
     ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
+    residency: Annotated[
+        str | None, typer.Option(help="What stays in memory: all, one component, or stream.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Like 2GB: choose residency and tiles that stay within.")
+    ] = None,
 ) -> None:
     """Make a picture from a prompt."""
     targets = _targets(output, batch)
@@ -139,6 +148,7 @@ def generate(
         batch=batch,
         size=parse_size(size) if size else None,
         decoder=decoder,  # type: ignore[arg-type]
+        decoder_tile=parse_size(decoder_tile) if decoder_tile else None,
         guidance_interval=_noise_levels(guidance_interval),
         deepcache_interval=deepcache,
         deepcache_start=deepcache_start,
@@ -152,7 +162,8 @@ def generate(
         preset=preset,
     )
     with _notes.status("opening the bundle"):  # a large one is hashed when it is new here
-        pipe = ed.Pipeline.open(bundle, device=device, threads=threads)
+        memory = {"residency": residency, "max_memory": max_memory}
+        pipe = ed.Pipeline.open(bundle, device=device, threads=threads, **memory)
     with pipe:
         result = _show_steps(pipe, request)
     for index, target in enumerate(targets):
@@ -164,6 +175,10 @@ def generate(
             f"{result.device}, {timings.total / 1000:.2f} s"
         )
     _say_choice(device, pipe)
+    if max_memory is not None:
+        tile = result.request.decoder_tile
+        tiles = f", decoder tiles of {say_size(tile)}" if tile else ""
+        _notes.print(f"note: residency {result.residency}{tiles}, for --max-memory {max_memory}")
     for name, cut in result.truncated.items():
         _notes.print(f"note: the end of the {name} did not fit and was left out: {_short(cut)}")
 

@@ -37,9 +37,12 @@ class EngineOptions:
     """How engines use the machine.
 
     threads : threads per graph; 0 means one for each physical core.
+    lean : spend time to save memory. Graphs with parts run part by part, each loaded for its turn
+        only, and working memory goes back to the system instead of into a pool.
     """
 
     threads: int = 0
+    lean: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -117,9 +120,19 @@ def open_engine(
     """
     device = resolve_device(device)
     module = importlib.import_module(BACKENDS[device])
-    backend: Backend = module.open_backend(
-        spec, folder / spec.file, options or EngineOptions(), content
-    )
+    options = options or EngineOptions()
+
+    def open_backend(graph: GraphSpec) -> Backend:
+        known = content and (content if graph is spec else f"{content} {graph.file}")
+        opened: Backend = module.open_backend(graph, folder / graph.file, options, known)
+        return opened
+
+    if options.lean and spec.parts:
+        from edgediffusion.engine_parts import PartsBackend
+
+        backend: Backend = PartsBackend(spec, open_backend)
+    else:
+        backend = open_backend(spec)
     return Engine(spec, device, backend, backend.arithmetic)
 
 

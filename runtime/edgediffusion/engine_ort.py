@@ -191,6 +191,7 @@ def session_options(options: EngineOptions) -> ort.SessionOptions:
     """
     chosen = ort.SessionOptions()
     chosen.intra_op_num_threads = options.threads
+    chosen.enable_cpu_mem_arena = chosen.enable_mem_pattern = not options.lean
     chosen.log_severity_level = _ERRORS_ONLY
     for name, value in SPINNING.items():
         chosen.add_session_config_entry(f"session.{name}", value)

@@ -54,24 +54,30 @@ def check_locations(path: Path) -> None:
 
 
 def _locations(data: memoryview, message: str) -> Iterator[str]:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         nested = _NESTED[message].get(number)
+        if isinstance(value, int):
+            continue
         if nested == "entry":
-            entry = dict(_fields(value))
+            entry = dict(fields(value))
             if bytes(entry.get(_ENTRY_KEY, b"")) == b"location":
                 yield bytes(entry.get(_ENTRY_VALUE, b"")).decode()
         elif nested:
             yield from _locations(value, nested)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield (number, content) of the length-delimited fields; skip the others."""
+def fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yield (number, content) of a message's whole numbers and length-delimited fields.
+
+    Raises IndexError or ValueError when the data is no protobuf message.
+    """
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
         kind = tag & 7
         if kind == _VARINT:
-            _, at = _varint(data, at)
+            number, at = _varint(data, at)
+            yield tag >> 3, number
         elif kind == _BYTES:
             size, at = _varint(data, at)
             if at + size > len(data):

@@ -97,13 +97,24 @@ class PlanSpec(msgspec.Struct, frozen=True):
     compute_capabilities: tuple[str, ...]
 
 
+class PartSpec(msgspec.Struct, frozen=True):
+    """One of the graphs that together compute what a whole graph computes, one after the other.
+
+    It takes inputs of the whole graph and outputs of the parts before it, by their names.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
 class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
-    on, or ``deep.chunks-2``.
+    on, or ``deep.chunks-2``. ``parts`` is the same graph once more, cut for small machines.
     """
 
     file: str
@@ -117,6 +128,7 @@ class GraphSpec(msgspec.Struct, frozen=True):
     variant: str = PLAIN
     note: str | None = None
     plans: tuple[PlanSpec, ...] = ()
+    parts: tuple[PartSpec, ...] = ()
 
 
 class StoredTensor(msgspec.Struct, frozen=True):
@@ -323,10 +335,11 @@ def _component_faults(
     if not component.graphs:
         yield f"{at}.graphs: is empty"
     files = {"weights": component.weights, "golden": component.golden}
-    files |= {f"graphs[{i}].file": graph.file for i, graph in enumerate(component.graphs)}
     for i, graph in enumerate(component.graphs):
-        plans = enumerate(graph.plans)
-        files |= {f"graphs[{i}].plans[{j}].file": plan.file for j, plan in plans}
+        files[f"graphs[{i}].file"] = graph.file
+        for field in ("plans", "parts"):
+            others = enumerate(getattr(graph, field))
+            files |= {f"graphs[{i}].{field}[{n}].file": other.file for n, other in others}
     for field, path in files.items():
         if path not in manifest.files:
             yield f"{at}.{field}: {path!r} is not listed in $.files"
@@ -350,6 +363,21 @@ def _graph_faults(at: str, graph: GraphSpec) -> Iterator[str]:
         yield f"{at}.batch: got {graph.batch}, expected at least 1"
     if graph.size is not None and min(graph.size) < 1:
         yield f"{at}.size: got {graph.size}, expected two positive numbers"
+    if graph.parts:
+        yield from _part_faults(at, graph)
+
+
+def _part_faults(at: str, graph: GraphSpec) -> Iterator[str]:
+    """Parts run in order: each takes what the graph gets and what the parts before it gave."""
+    known = set(graph.inputs)
+    for n, part in enumerate(graph.parts):
+        for tensor in part.inputs:
+            if tensor not in known:
+                yield f"{at}.parts[{n}].inputs: {tensor.name} comes from nowhere before it"
+        known |= set(part.outputs)
+    for tensor in graph.outputs:
+        if tensor not in known:
+            yield f"{at}.parts: no part gives the graph's output {tensor.name}"
 
 
 def _prompt_faults(at: str, graph: GraphSpec) -> Iterator[str]:

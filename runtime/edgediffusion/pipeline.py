@@ -23,15 +23,18 @@ from edgediffusion.engine import Engine, EngineOptions
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
 from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
 from edgediffusion.manifest import PLAIN, LatentSpec, variant_name
+from edgediffusion.memory_limit import MemoryLimit, plan_memory
 from edgediffusion.noise import NoiseSource, noise_source
 from edgediffusion.options import read_config
 from edgediffusion.picture import save_png
 from edgediffusion.request import Plan, Request, plan_prompts, plan_request
+from edgediffusion.residency import Residency, Residents, check_residency
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import Schedule, schedule_from_config
 from edgediffusion.start_image import encode_start, start_entry
 from edgediffusion.text_encoder import TextEncoder, check_clip_skip
 from edgediffusion.textual_inversion import TextualInversion, recipe_entry
+from edgediffusion.tiled_decoding import decode_tiled
 from edgediffusion.timing import Stopwatch, Timings
 from edgediffusion.unet import Unet
 
@@ -51,6 +54,7 @@ class Result:
     device : the device that ran every graph; ``a+b`` where ``auto`` had to take two.
     arithmetic : the numbers that the device computed in, like fp32 or bf16.
     device_reason : why it was this device.
+    residency : what stayed in memory: ``all``, ``one`` component at a time, or ``stream``.
     """
 
     images: NDArray[np.uint8]
@@ -62,6 +66,7 @@ class Result:
     device: str
     arithmetic: str
     device_reason: str
+    residency: Residency
     bundle: str
     bundle_sha256: str
     timings: Timings
@@ -132,16 +137,24 @@ class Embeddings:
 class Pipeline:
     """A bundle made ready to run on one device.
 
-    Graphs load when they are first needed and stay until ``close``. Calls from several threads
-    queue; ``cancel`` may be called from any thread.
+    Graphs load when they are first needed, and stay as the residency says, at most until ``close``.
+    Calls from several threads queue; ``cancel`` may be called from any thread.
     """
 
-    def __init__(self, bundle: Bundle, device: str, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str,
+        options: EngineOptions,
+        residency: str | None = None,
+        max_memory: str | int | None = None,
+    ) -> None:
         from edgediffusion.auto import Chooser  # it loads ONNX Runtime, which importing us must not
 
         self.bundle = bundle
-        self._devices = Chooser(bundle, device, options)
-        self._engines: dict[str, Engine] = {}
+        self._limit = None if max_memory is None else MemoryLimit.of(max_memory, residency)
+        self._devices = Chooser(bundle, device, options, limited=self._limit is not None)
+        self._residents = Residents(self._devices.open, check_residency(residency or "all", bundle))
         self._text = TextEncoder(bundle, self._text_graph)
         self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
         self._turn = threading.Lock()
@@ -155,13 +168,23 @@ class Pipeline:
         *,
         device: str = "auto",
         threads: int = 0,
+        residency: str | None = None,
+        max_memory: str | int | None = None,
     ) -> Self:
         """Open a bundle by path or name (None: the demo) on ``device``.
 
+        residency : what stays in memory. ``all`` that was loaded, the default; ``one`` component
+            at a time, loaded anew for each picture; ``stream``: also the UNet part by part, loaded
+            anew at each step, for bundles that were exported with ``--split``.
+        max_memory : the most bytes that the process shall take, like ``2GB``. Each request then
+            gets the residency, and if need be the decoder's tiles, that stay within it, by an
+            estimate for device ``cpu``; one that cannot is a RequestError.
+
         Raises a BundleError for a bundle that is missing or damaged, DeviceError for a device
-        that cannot run it.
+        that cannot run it, RequestError for a residency that it cannot have.
         """
-        return cls(Bundle.open(bundle), device, EngineOptions(threads=threads))
+        options = EngineOptions(threads=threads)
+        return cls(Bundle.open(bundle), device, options, residency, max_memory)
 
     @property
     def device(self) -> str:
@@ -188,6 +211,11 @@ class Pipeline:
         step.
         """
         plan = plan_request(request, self.bundle)
+        residency = self._residents.residency
+        if self._limit is not None:
+            tiled = request.decoder_tile is not None
+            memory = plan_memory(self.bundle, plan, self._limit, tiled=tiled)
+            plan, residency = replace(plan, decoder_tile=memory.tile), memory.residency
         schedule = schedule_from_config(
             self.bundle.manifest.scheduler,
             steps=plan.steps,
@@ -196,7 +224,7 @@ class Pipeline:
             strength=plan.start.strength if plan.start else 1.0,
             **self._sampler_options(plan),
         )
-        steps = self._run(plan, schedule)
+        steps = self._run(plan, schedule, residency)
         self._streams.add(steps)
         return steps
 
@@ -233,15 +261,12 @@ class Pipeline:
         watch: Stopwatch | None = None,
         variant: str = PLAIN,
     ) -> Engine:
-        """Return the graph of a component, loaded when it is first needed and kept until ``close``.
+        """Return the graph of a component, loaded when needed and kept as the residency says.
 
         For benchmarks and tools; it is not guarded against a run in another thread.
         """
         spec = self.bundle.graph(component, batch=batch, size=size, variant=variant)
-        if spec.file not in self._engines:
-            with (watch or Stopwatch())("load"):
-                self._engines[spec.file] = self._devices.open(spec)
-        return self._engines[spec.file]
+        return self._residents.get(spec, watch)
 
     def cancel(self) -> None:
         """Make the run in progress, if any, raise Cancelled at its next step."""
@@ -253,9 +278,7 @@ class Pipeline:
             with suppress(ValueError):  # it is running in another thread: the lock waits for it
                 steps.close()
         with self._my_turn():
-            for engine in self._engines.values():
-                engine.close()
-            self._engines.clear()
+            self._residents.close()
 
     def __enter__(self) -> Self:
         return self
@@ -281,10 +304,11 @@ class Pipeline:
             options["noise_sampler_kind"] = plan.noise
         return options
 
-    def _run(self, plan: Plan, schedule: Schedule) -> Generator[Step]:
+    def _run(self, plan: Plan, schedule: Schedule, residency: Residency) -> Generator[Step]:
         with self._my_turn():
             self._cancelled.clear()
             watch = Stopwatch()
+            self._residents.begin(residency, {plan.size, plan.decoder_tile})
             states, truncated = self._encode(plan, watch)
             denoiser = self._denoiser(plan, schedule, states, watch)
             noise = noise_source(plan.seeds, plan.noise_layout, plan.noise)
@@ -316,6 +340,7 @@ class Pipeline:
                 device=self.device,
                 arithmetic=self._devices.arithmetic,
                 device_reason=self.device_reason,
+                residency=residency,
                 bundle=self.bundle.manifest.name,
                 bundle_sha256=self.bundle.sha256,
                 timings=watch.timings(unet_ms=denoiser.engine_ms),
@@ -398,18 +423,19 @@ class Pipeline:
         return np.repeat(start, count // draws, axis=0)
 
     def _decode(self, plan: Plan, latents: Float, watch: Stopwatch) -> NDArray[np.uint8]:
-        engine = self.engine(plan.decoder, 1, plan.size, watch)
+        engine = self.engine(plan.decoder, 1, plan.decoder_tile, watch)
         latent = self.bundle.manifest.latent
         if plan.decoder == "vae_decoder":
             latents = latents / np.float32(latent.scaling_factor) + np.float32(latent.shift_factor)
         dtype = engine.spec.inputs[0].dtype
+        *_, height, width = engine.spec.inputs[0].shape
+
+        def decode(tile: Float) -> Float:
+            picture: Float = engine(latent_sample=tile.astype(dtype))["sample"].astype(np.float32)
+            return picture
+
         with watch(plan.decoder):
-            decoded = np.concatenate(
-                [
-                    engine(latent_sample=image[np.newaxis].astype(dtype))["sample"]
-                    for image in latents
-                ]
-            )
+            decoded = np.stack([decode_tiled(decode, image, (height, width)) for image in latents])
         require_finite(decoded, plan.decoder, "from finite latents")
         images = to_pixels(decoded)
         require_picture(images, plan.decoder)
@@ -451,6 +477,7 @@ def _filled_in(plan: Plan, schedule: Schedule) -> Request:
         schedule=plan.schedule,
         batch=len(plan.seeds),
         size=plan.size,
+        decoder_tile=None if plan.decoder_tile == plan.size else plan.decoder_tile,
         decoder="full" if plan.decoder == "vae_decoder" else "tiny",
         eta=plan.eta,
         guidance_rescale=plan.guidance_rescale,

@@ -54,6 +54,8 @@ class Request:
     batch : number of pictures. Image i equals the single picture of its seed.
     size : (height, width) in pixels, one of the bundle's.
     decoder : ``full``, the default, or ``tiny``, the small fast one where the bundle has it.
+    decoder_tile : (height, width) of a smaller graph of the decoder, by which the picture is made
+        tile by tile in less memory; not exact. Bundles get such with ``export --decoder-tile``.
     noise : whose random numbers: ``torch-cpu``, or ``torch-cuda`` for those of a GPU.
     noise_layout : ``per-image``, or ``diffusers-batch`` to draw the batch as one tensor.
     prompt_syntax : ``plain`` takes every character as text, as diffusers does; ``weighted`` reads
@@ -88,6 +90,7 @@ class Request:
     batch: int = 1
     size: tuple[int, int] | None = None
     decoder: Literal["full", "tiny"] | None = None
+    decoder_tile: tuple[int, int] | None = None
     noise: NoiseKind = "torch-cpu"
     noise_layout: NoiseLayout = "per-image"
     prompt_syntax: Syntax = "plain"
@@ -116,6 +119,7 @@ class Plan:
     savings: Savings
     size: tuple[int, int]
     decoder: str
+    decoder_tile: tuple[int, int]
     noise: NoiseKind
     noise_layout: NoiseLayout
     prompt_options: PromptOptions
@@ -148,7 +152,7 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
     _check_share("guidance_rescale", request.guidance_rescale)
     if request.eta is not None:
         _check_share("eta", request.eta)
-    size = _size(request.size, bundle)
+    size, decoder = _size(request.size, bundle), _decoder(request.decoder or "full", bundle)
     return Plan(
         prompt=request.prompt,
         negative=request.negative,
@@ -161,7 +165,8 @@ def plan_request(request: Request, bundle: Bundle) -> Plan:
         guidance_rescale=float(request.guidance_rescale),
         savings=_savings(request, bundle),
         size=size,
-        decoder=_decoder(request.decoder or "full", bundle),
+        decoder=decoder,
+        decoder_tile=_decoder_tile(request.decoder_tile, decoder, size, bundle),
         noise=request.noise,
         noise_layout=request.noise_layout,
         prompt_options=plan_prompts(
@@ -196,8 +201,9 @@ def request_from_recipe(recipe: dict[str, Any]) -> Request:
     """Build the request that makes a picture again from the JSON in its PNG."""
     known = {field.name for field in fields(Request)}
     chosen = {name: value for name, value in recipe.items() if name in known}
-    if isinstance(chosen.get("size"), list):
-        chosen["size"] = tuple(chosen["size"])
+    for name in ("size", "decoder_tile"):
+        if isinstance(chosen.get(name), list):
+            chosen[name] = tuple(chosen[name])
     if isinstance(chosen.get("guidance_interval"), list):
         low, high = chosen["guidance_interval"]  # JSON has no infinity: null
         chosen["guidance_interval"] = (low, math.inf if high is None else high)
@@ -326,3 +332,29 @@ def _decoder(decoder: str, bundle: Bundle) -> str:
             "vae_tiny folder at export; use decoder='full'"
         )
     return component
+
+
+def decoder_tiles(decoder: str, size: tuple[int, int], bundle: Bundle) -> list[tuple[int, int]]:
+    """Return the sizes of a decoder's graphs that are no larger than a picture, small ones first.
+
+    The last one is the picture's own.
+    """
+    graphs = bundle.manifest.components[decoder].graphs
+    fitting = {g.size for g in graphs if g.size and g.size[0] <= size[0] and g.size[1] <= size[1]}
+    return sorted(fitting, key=lambda tile: (tile[0] * tile[1], tile))
+
+
+def _decoder_tile(
+    tile: Sequence[int] | None, decoder: str, size: tuple[int, int], bundle: Bundle
+) -> tuple[int, int]:
+    """The size of the decoder's graph: the picture's own, where no tile was asked for."""
+    known = decoder_tiles(decoder, size, bundle)
+    chosen = size if tile is None else tuple(tile)
+    if chosen not in known:
+        have = ", ".join(map(say_size, known))
+        raise RequestError(
+            f"bundle {bundle.manifest.name} has no {decoder} graph for tiles of "
+            f"{'x'.join(map(str, chosen))} in a picture of {say_size(size)}; it has {have}. Ask "
+            "for one of these, or export again with --decoder-tile"
+        )
+    return chosen

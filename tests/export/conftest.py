@@ -52,3 +52,15 @@ def tiny_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def exporting() -> Callable[..., Path]:
     """Export with a fixed date: ``exporting(checkpoint, output, **options)``."""
     return export_tiny
+
+
+@pytest.fixture(scope="session")
+def parts_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint for small machines: UNet in parts, decoder tiles, two sizes."""
+    return export_tiny(
+        checkpoint,
+        tmp_path_factory.mktemp("parts") / "tiny",
+        sizes=((64, 64), (128, 64)),
+        split=3,
+        decoder_tiles=((32, 32),),
+    )

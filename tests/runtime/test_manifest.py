@@ -203,3 +203,36 @@ def test_any_field_replaced_by_anything_is_valid_or_a_manifest_error(
 def test_any_bytes_are_valid_or_a_manifest_error(raw: bytes) -> None:
     with pytest.raises(ManifestError):
         parse_manifest(raw)
+
+
+def in_parts(*parts: tuple[str, list[Any], list[Any]]) -> dict[str, Any]:
+    data = valid_manifest()
+    unet = data["components"]["unet"]["graphs"][0]
+    unet["parts"] = [{"file": f, "inputs": i, "outputs": o} for f, i, o in parts]
+    for file, _, _ in parts:
+        data["files"][file] = {"size": 1, "sha256": "0" * 64}
+    return data
+
+
+SAMPLE, HIDDEN, RESULT = (
+    tensor("sample", 1, 4, 8, 8),
+    tensor("hidden", 1, 8, 4, 4),
+    tensor("out_sample", 1, 4, 8, 8),
+)
+
+
+def test_parts_hand_on_what_the_later_ones_take() -> None:
+    first, second = ("unet/p1.onnx", [SAMPLE], [HIDDEN]), ("unet/p2.onnx", [HIDDEN], [RESULT])
+    data = in_parts(first, second)
+    graph = parse(data).components["unet"].graphs[0]
+    assert [part.file for part in graph.parts] == ["unet/p1.onnx", "unet/p2.onnx"]
+    assert parse_manifest(dump_manifest(parse(data))) == parse(data)
+    with pytest.raises(ManifestError, match=r"parts\[0\].inputs: hidden comes from nowhere"):
+        parse(in_parts(second, first))
+    with pytest.raises(ManifestError, match="no part gives the graph's output out_sample"):
+        parse(in_parts(first))
+    with pytest.raises(ManifestError, match=r"parts\[0\].file.* outside the component's folder"):
+        parse(in_parts(("vae_decoder/p.onnx", [SAMPLE], [RESULT])))
+    del data["files"]["unet/p2.onnx"]
+    with pytest.raises(ManifestError, match=r"parts\[1\].file: 'unet/p2.onnx' is not listed"):
+        parse(data)

@@ -248,7 +248,7 @@ class _Broken:
 
 def break_engine(pipe: ed.Pipeline, component: str, batch: int, value: float) -> None:
     spec = pipe.bundle.graph(component, batch=batch, size=(128, 128))
-    pipe._engines[spec.file] = Engine(spec, "cpu", _Broken(spec, value))
+    pipe._residents._engines[spec.file] = Engine(spec, "cpu", _Broken(spec, value))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
