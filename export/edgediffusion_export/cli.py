@@ -53,7 +53,10 @@ def export(
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
     ] = None,
-    target: Annotated[list[str] | None, typer.Option(help="cpu.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu, or cuda: add graphs in ONNX Runtime's CUDA operators; repeatable."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Default: the checkpoint's name.")] = None,
     license: Annotated[
         str | None, typer.Option(help="SPDX id. Default: what the checkpoint says.")

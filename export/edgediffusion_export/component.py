@@ -27,6 +27,8 @@ from edgediffusion.manifest import (
     Precision,
     StoredTensor,
 )
+from edgediffusion_export.cuda_graph import fuse_for_cuda
+from edgediffusion_export.cuda_proof import prove_fused
 from edgediffusion_export.golden import (
     Golden,
     latent_scale,
@@ -49,11 +51,15 @@ GOLDEN_FILE: Final = "golden.safetensors"
 
 @dataclass
 class Subject:
-    """A graph with the inputs to measure it by and PyTorch's outputs for them."""
+    """A graph with the inputs to measure it by and PyTorch's outputs for them.
+
+    fused : the file of the same graph in the CUDA provider's operators, where there is one.
+    """
 
     spec: GraphSpec
     cases: list[GoldenCase]
     wanted: list[Outputs]
+    fused: str | None = None
 
 
 def export_component(job: Job, network: Network) -> ComponentSpec:
@@ -267,15 +273,20 @@ def _pack(
     traced_names = {TRACED_PREFIX + name: names[name] for name in parameters}
     traced = []
     for subject in subjects:
-        job.begin(f"{subject.spec.file}: tracing")
+        file = subject.spec.file
+        job.begin(f"{file}: tracing")
         model = export_graph(network, subject.spec, module)
-        traced.append((subject.spec, model, weights.adopt(model, traced_names)))
+        fused = fuse_for_cuda(model, network.name) if "cuda" in job.options.targets else None
+        traced.append((file, model, weights.adopt(model, traced_names)))
+        if fused is not None:
+            subject.fused = file.replace(".onnx", ".cuda.onnx")
+            traced.append((subject.fused, fused, weights.adopt(fused, traced_names)))
     job.begin(f"{network.name}: writing weights")
     job.staging.write(f"{network.name}/{WEIGHTS_FILE}", weights.chunks())
-    for spec, model, links in traced:
+    for file, model, links in traced:
         weights.link(model, links, WEIGHTS_FILE)
         graph = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-        job.staging.write(spec.file, [graph])
+        job.staging.write(file, [graph])
     return weights.tensors()
 
 
@@ -292,4 +303,9 @@ def _prove(
                                  for name, array in wanted.items()})
         for i, (case, wanted) in enumerate(zip(subject.cases, subject.wanted, strict=True))
     )  # fmt: skip
-    return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note)
+    devices = {}
+    if subject.fused:
+        devices["cuda"] = prove_fused(
+            spec, subject.fused, job.staging.folder, subject.cases, golden.tensors, subject.wanted
+        )
+    return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note, devices=devices)

@@ -12,7 +12,7 @@ from edgediffusion_export.architecture import Size
 
 PRECISIONS: Final = ("fp32", "fp16")
 STORES: Final = ("source", "fp32", "fp16")
-TARGETS: Final = ("cpu",)
+TARGETS: Final = ("cpu", "cuda")
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
@@ -32,6 +32,7 @@ class ExportOptions:
         the checkpoint's own attention.
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
+    targets : devices to write graphs of their own for, beside the plain ones; ``cpu`` has none.
     steps, guidance, sampler : what a request means where it says nothing.
     """
 

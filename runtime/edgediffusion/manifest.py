@@ -78,13 +78,25 @@ class Parity(msgspec.Struct, frozen=True):
     cases: int
 
 
+class DeviceGraph(msgspec.Struct, frozen=True):
+    """A graph once more, in operators that only one device has: same inputs, outputs and weights.
+
+    ``operators`` counts them by name. ``parity`` is that of the same graph with those that the CPU
+    has no kernel for written out in plain ones.
+    """
+
+    file: str
+    operators: dict[str, int]
+    parity: Parity
+
+
 class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
-    on, or ``deep.chunks-2``.
+    on, or ``deep.chunks-2``. ``devices`` names the devices that have a file of their own for it.
     """
 
     file: str
@@ -97,6 +109,7 @@ class GraphSpec(msgspec.Struct, frozen=True):
     size: tuple[int, int] | None = None
     variant: str = PLAIN
     note: str | None = None
+    devices: dict[str, DeviceGraph] = {}
 
 
 class StoredTensor(msgspec.Struct, frozen=True):
@@ -294,7 +307,10 @@ def _component_faults(
     if not component.graphs:
         yield f"{at}.graphs: is empty"
     files = {"weights": component.weights, "golden": component.golden}
-    files |= {f"graphs[{i}].file": graph.file for i, graph in enumerate(component.graphs)}
+    for i, graph in enumerate(component.graphs):
+        files[f"graphs[{i}].file"] = graph.file
+        for device, own in graph.devices.items():
+            files[f"graphs[{i}].devices.{device}.file"] = own.file
     for field, path in files.items():
         if path not in manifest.files:
             yield f"{at}.{field}: {path!r} is not listed in $.files"
