@@ -26,10 +26,10 @@ def devices() -> list[DeviceReport]:
         import onnxruntime
     except ImportError as error:
         fix = f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime"
-        return [DeviceReport(name, False, fix) for name in ("cpu", "openvino")] + _planned()
+        return [DeviceReport(name, False, fix) for name in ("cpu", "openvino", "cuda")] + _planned()
     version = f"ONNX Runtime {onnxruntime.__version__}"
     cpu = DeviceReport("cpu", True, "; but ".join([f"{version}, computes in fp32", *_clash()]))
-    return [cpu, _openvino(version), *_planned()]
+    return [cpu, _openvino(version), _cuda(), *_planned()]
 
 
 def _planned() -> list[DeviceReport]:
@@ -51,6 +51,22 @@ def _openvino(runtime: str) -> DeviceReport:
         "openvino",
         True,
         f"OpenVINO {openvino} in plugin {plugin} for {runtime}, computes in {arithmetic}",
+    )
+
+
+def _cuda() -> DeviceReport:
+    """Open a graph of one operator there."""
+    from edgediffusion.engine_cuda import libraries
+
+    try:
+        found = libraries()
+    except DeviceError as error:
+        return DeviceReport("cuda", False, str(error))
+    return DeviceReport(
+        "cuda",
+        True,
+        f"{found['gpu']}, driver for {found['driver']}, onnxruntime-gpu {found['onnxruntime-gpu']} "
+        f"for CUDA {found['cuda']}, computes in fp16 and tf32 as the bundle says",
     )
 
 

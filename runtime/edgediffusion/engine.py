@@ -17,16 +17,17 @@ from edgediffusion.manifest import GraphSpec, TensorSpec
 
 Array = NDArray[np.generic]
 
-Arithmetic = Literal["fp32", "fp16", "bf16"]
+Arithmetic = Literal["fp32", "fp16", "bf16", "tf32"]
 """With which numbers a graph is computed; the manifest has a gate for each class."""
 
 BACKENDS: Final[Mapping[str, str]] = {
     "cpu": "edgediffusion.engine_ort",
     "openvino": "edgediffusion.engine_openvino",
+    "cuda": "edgediffusion.engine_cuda",
 }
 """Device name to the module that opens graphs on it. Imported only when asked for."""
 
-PLANNED: Final = ("cuda", "tensorrt", "tensorrt-rtx")
+PLANNED: Final = ("tensorrt", "tensorrt-rtx")
 """Devices that the design names and this version does not have yet."""
 
 

@@ -26,8 +26,9 @@ DEEP: Final = "deep"
 """The UNet's graph that gives out, beside the prediction, the features before its last layer."""
 SHALLOW: Final = "shallow"
 """The UNet's graph that takes such features in place of the work that leads to them."""
-GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2}
-"""Largest L2 error of an output over the L2 norm of its reference, by arithmetic class."""
+GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2, "tf32": 3e-2}
+"""Largest L2 error of an output over the L2 norm of its reference, by arithmetic class. TF32 is
+float32 with the mantissa of fp16, and has its gate."""
 
 # Portable on every file system: no drive, no backslash, no "..", no hidden file, no odd character.
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgediffusion as ed
-from edgediffusion import pipeline
+from edgediffusion import engine, pipeline
 from edgediffusion.calls import Call
 from edgediffusion.denoiser import Denoiser
 from edgediffusion.engine import Engine
@@ -303,9 +303,10 @@ def test_an_unknown_device_gets_its_near_matches(demo: Path) -> None:
         ed.Pipeline.open(demo, device="cuda0")
 
 
-def test_a_planned_device_is_no_silent_cpu_run(demo: Path) -> None:
-    with pytest.raises(ed.DeviceError, match="device 'cuda' is not supported by this version"):
-        ed.Pipeline.open(demo, device="cuda")
+def test_a_planned_device_is_no_silent_cpu_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PLANNED", ("abacus",))
+    with pytest.raises(ed.DeviceError, match="device 'abacus' is not supported by this version"):
+        ed.Pipeline.open(demo, device="abacus")
 
 
 def test_negative_threads_are_refused(demo: Path) -> None:
