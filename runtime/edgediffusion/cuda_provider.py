@@ -22,8 +22,10 @@ from edgediffusion.cuda_driver import Gpu, read_gpu
 from edgediffusion.errors import DeviceError
 
 PROVIDER: Final = "CUDAExecutionProvider"
-INSTALL: Final = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
-"""Two steps: both wheels are the package ``onnxruntime``, and pip does not know that."""
+INSTALL: Final = (
+    'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu[cuda,cudnn]"'
+)
+"""Both wheels are the package ``onnxruntime``, and pip does not know that: first none, then one."""
 
 _LIBRARIES: Final = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 _LEAST: Final = {12: (5, 2), 13: (7, 5)}
