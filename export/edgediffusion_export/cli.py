@@ -69,7 +69,11 @@ def export(
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="cpu; tensorrt-rtx adds built engines to the graphs.")
+        list[str] | None,
+        typer.Option(
+            help="cpu; cuda adds graphs in ONNX Runtime's CUDA operators, tensorrt-rtx built "
+            "engines; repeatable."
+        ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,

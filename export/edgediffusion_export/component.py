@@ -27,6 +27,8 @@ from edgediffusion.manifest import (
     Precision,
     StoredTensor,
 )
+from edgediffusion_export.cuda_graph import fuse_for_cuda
+from edgediffusion_export.cuda_proof import prove_fused
 from edgediffusion_export.golden import (
     Golden,
     latent_scale,
@@ -38,7 +40,7 @@ from edgediffusion_export.golden import (
 from edgediffusion_export.graphs import NETWORKS, Network
 from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
-from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph
+from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph, serialized
 from edgediffusion_export.options import INT8, INT8_DYNAMIC
 from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
 from edgediffusion_export.plans import write_plans
@@ -53,11 +55,15 @@ GOLDEN_FILE: Final = "golden.safetensors"
 
 @dataclass
 class Subject:
-    """A graph with the inputs to measure it by and PyTorch's outputs for them."""
+    """A graph with the inputs to measure it by and PyTorch's outputs for them.
+
+    fused : the file of the same graph in the CUDA provider's operators, where there is one.
+    """
 
     spec: GraphSpec
     cases: list[GoldenCase]
     wanted: list[Outputs]
+    fused: str | None = None
 
 
 def export_component(job: Job, network: Network) -> ComponentSpec:
@@ -269,10 +275,7 @@ def _pack(
     store: Precision,
     quantizer: Quantizer | None = None,
 ) -> dict[str, StoredTensor]:
-    """Trace all graphs, write their shared weights and then the graphs that point into them.
-
-    The UNet's graphs are written once more in parts, where that was asked for.
-    """
+    """Trace all graphs, write their shared weights and then the graphs that point into them."""
     parameters = _parameters(network, module)
     names = job.checkpoint.tensor_names(network.part, parameters)
     weights = WeightStore(
@@ -283,24 +286,37 @@ def _pack(
     if quantizer is not None:
         quantizer.declare(weights, {names[name]: p.numpy() for name, p in parameters.items()})
     traced_names = {TRACED_PREFIX + name: names[name] for name in parameters}
-    traced = []
+    traced, own = [], []  # the graphs, and those that a device has of its own
     for subject in subjects:
-        job.begin(f"{subject.spec.file}: tracing")
+        file = subject.spec.file
+        job.begin(f"{file}: tracing")
         model = export_graph(network, subject.spec, module)
+        fused = fuse_for_cuda(model, network.name) if "cuda" in job.options.targets else None
         if quantizer is not None:
             quantizer.apply(model, weights)
-        traced.append((subject.spec, model, weights.adopt(model, traced_names)))
+        traced.append((subject, model, weights.adopt(model, traced_names)))
+        if fused is not None:
+            subject.fused = file.replace(".onnx", ".cuda.onnx")
+            own.append((subject.fused, fused, weights.adopt(fused, traced_names)))
     job.begin(f"{network.name}: writing weights")
     job.staging.write(f"{network.name}/{WEIGHTS_FILE}", weights.chunks())
-    count = job.options.split if network.name == "unet" else 1
-    for subject, (spec, model, links) in zip(subjects, traced, strict=True):
+    for file, model, links in own:
         weights.link(model, links, WEIGHTS_FILE)
-        parts = split(model, spec, count) if count > 1 else []
-        for file, graph in [(spec.file, model), *((part.file, graph) for part, graph in parts)]:
-            data = ir.serde.serialize_model(graph).SerializeToString(deterministic=True)
-            job.staging.write(file, [data])
-        subject.spec = msgspec.structs.replace(spec, parts=tuple(part for part, _ in parts))
+        job.staging.write(file, [serialized(model)])
+    for subject, model, links in traced:
+        weights.link(model, links, WEIGHTS_FILE)
+        subject.spec = _write_forms(job, network, subject.spec, model)
     return weights.tensors()
+
+
+def _write_forms(job: Job, network: Network, spec: GraphSpec, model: ir.Model) -> GraphSpec:
+    """Write a graph, and once more in parts, where the UNet was asked for in parts."""
+    job.staging.write(spec.file, [serialized(model)])
+    count = job.options.split if network.name == "unet" else 1
+    parts = split(model, spec, count) if count > 1 else []
+    for part, graph in parts:
+        job.staging.write(part.file, [serialized(graph)])
+    return msgspec.structs.replace(spec, parts=tuple(part for part, _ in parts))
 
 
 def _prove(
@@ -316,7 +332,12 @@ def _prove(
                                  for name, array in wanted.items()})
         for i, (case, wanted) in enumerate(zip(subject.cases, subject.wanted, strict=True))
     )  # fmt: skip
-    return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note)
+    devices = {}
+    if subject.fused:
+        devices["cuda"] = prove_fused(
+            spec, subject.fused, job.staging.folder, subject.cases, golden.tensors, subject.wanted
+        )
+    return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note, devices=devices)
 
 
 def _build_plans(job: Job, spec: GraphSpec) -> GraphSpec:

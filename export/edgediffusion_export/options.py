@@ -14,7 +14,7 @@ INT8: Final = "int8"
 INT8_DYNAMIC: Final = "int8-dynamic"
 PRECISIONS: Final = ("fp32", "fp16", INT8, INT8_DYNAMIC)
 STORES: Final = ("source", "fp32", "fp16")
-TARGETS: Final = ("cpu", "tensorrt-rtx")
+TARGETS: Final = ("cpu", "cuda", "tensorrt-rtx")
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
@@ -41,7 +41,8 @@ class ExportOptions:
         the layers meet.
     reduce_range : let int8 weights use 7 bits, for CPUs without VNNI.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
-    targets : the devices to prepare for; ``tensorrt-rtx`` adds built engines to the graphs.
+    targets : devices to prepare for: ``cuda`` adds graphs of its own to the plain ones,
+        ``tensorrt-rtx`` built engines.
     compute_capabilities : the kinds of GPU that those engines are for; empty means the usual ones.
     steps, guidance, sampler : what a request means where it says nothing.
     """

@@ -1,4 +1,4 @@
-"""The device ``auto``: what promises most on this CPU, proven on the graphs that it will run."""
+"""The device ``auto``: what promises most on this machine, proven on the graphs it will run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from edgediffusion.bundle import Bundle
 from edgediffusion.cpu import computes_bf16, computes_int8
+from edgediffusion.cuda_provider import is_installed as has_cuda
+from edgediffusion.cuda_provider import require_cuda
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.engine_openvino import INSTALL, is_installed, is_offered
 from edgediffusion.errors import DeviceError, EngineError, RequestError
@@ -40,8 +42,20 @@ class Use:
 def candidates(int8: bool = False) -> tuple[Candidate, ...]:
     """Return the devices that ``auto`` tries here for a bundle, the most promising one first.
 
-    docs/devices.md has the measurements behind this rule.
+    A GPU that works comes first; one that does not is passed over, and the reason is kept.
     """
+    first, *rest = _on_the_cpu(int8)
+    if int8 or not has_cuda():
+        return (first, *rest)
+    try:
+        gpu = require_cuda()
+    except DeviceError as error:
+        return (first._replace(why=f"{first.why}; {error}"), *rest)
+    return (Candidate("cuda", f"there is an {gpu.name} with its libraries"), first, *rest)
+
+
+def _on_the_cpu(int8: bool) -> tuple[Candidate, ...]:
+    """docs/devices.md has the measurements behind this rule."""
     if int8:
         return (Candidate("cpu", _why_int8()),)
     if not computes_bf16():

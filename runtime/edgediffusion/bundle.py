@@ -141,8 +141,7 @@ class Bundle:
 
         Two graphs of one content compute the same; engines compiled from it are cached under it.
         """
-        plans, parts = (p.file for p in graph.plans), (p.file for p in graph.parts)
-        names = (graph.file, self.component_of(graph).weights, *plans, *parts)
+        names = (*graph.files, self.component_of(graph).weights)
         hashes = [self.manifest.files[name].sha256 for name in names]
         return hashlib.sha256(" ".join(hashes).encode("ascii")).hexdigest()
 

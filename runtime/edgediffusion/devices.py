@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from edgediffusion.byte_sizes import say_bytes
 from edgediffusion.cpu import computes_bf16
-from edgediffusion.engine import PLANNED
 from edgediffusion.errors import DeviceError, EdgeDiffusionError
 
 _RIVALS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -27,16 +26,11 @@ def devices() -> list[DeviceReport]:
         import onnxruntime
     except ImportError as error:
         fix = f"onnxruntime does not import ({error}): pip install --force-reinstall onnxruntime"
-        rows = [DeviceReport(name, False, fix) for name in ("cpu", "openvino")]
-        return [*rows, *_planned(), *_tensorrt()]
+        rows = [DeviceReport(name, False, fix) for name in ("cpu", "openvino", "cuda")]
+        return [*rows, *_tensorrt()]
     version = f"ONNX Runtime {onnxruntime.__version__}"
     cpu = DeviceReport("cpu", True, "; but ".join([f"{version}, computes in fp32", *_clash()]))
-    return [cpu, _openvino(version), *_planned(), *_tensorrt()]
-
-
-def _planned() -> list[DeviceReport]:
-    detail = "not supported by this version of edgediffusion"
-    return [DeviceReport(name, False, detail) for name in PLANNED]
+    return [cpu, _openvino(version), _cuda(), *_tensorrt()]
 
 
 def _openvino(runtime: str) -> DeviceReport:
@@ -53,6 +47,22 @@ def _openvino(runtime: str) -> DeviceReport:
         "openvino",
         True,
         f"OpenVINO {openvino} in plugin {plugin} for {runtime}, computes in {arithmetic}",
+    )
+
+
+def _cuda() -> DeviceReport:
+    """Open a graph of one operator there."""
+    from edgediffusion.engine_cuda import libraries
+
+    try:
+        found = libraries()
+    except DeviceError as error:
+        return DeviceReport("cuda", False, str(error))
+    return DeviceReport(
+        "cuda",
+        True,
+        f"{found['gpu']}, driver for {found['driver']}, onnxruntime-gpu {found['onnxruntime-gpu']} "
+        f"for CUDA {found['cuda']}, computes in fp16 and tf32 as the bundle says",
     )
 
 

@@ -17,19 +17,17 @@ from edgediffusion.manifest import GraphSpec, TensorSpec
 
 Array = NDArray[np.generic]
 
-Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
+Arithmetic = Literal["fp32", "fp16", "bf16", "tf32", "int8"]
 """With which numbers a graph is computed; the manifest has a gate for each class."""
 
 BACKENDS: Final[Mapping[str, str]] = {
     "cpu": "edgediffusion.engine_ort",
     "openvino": "edgediffusion.engine_openvino",
+    "cuda": "edgediffusion.engine_cuda",
     "tensorrt": "edgediffusion.engine_tensorrt",
     "tensorrt-rtx": "edgediffusion.engine_tensorrt_rtx",
 }
 """Device name to the module that opens graphs on it. Imported only when asked for."""
-
-PLANNED: Final = ("cuda",)
-"""Devices that the design names and this version does not have yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +142,7 @@ def resolve_device(device: str) -> str:
         return candidates()[0].device
     if device in BACKENDS:
         return device
-    available = ", ".join(["auto", *BACKENDS])
-    if device in PLANNED:
-        raise DeviceError(
-            f"device {device!r} is not supported by this version of edgediffusion; "
-            f"available: {available}"
-        )
-    raise DeviceError(
-        f"unknown device {device!r}: {choices(device, ['auto', *BACKENDS, *PLANNED])}"
-    )
+    raise DeviceError(f"unknown device {device!r}: {choices(device, ['auto', *BACKENDS])}")
 
 
 def _input_faults(spec: GraphSpec, inputs: Mapping[str, Array]) -> list[str]:

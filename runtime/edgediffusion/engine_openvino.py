@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from edgediffusion.assignment import RECORD, WHOLE, elsewhere, say_operators
 from edgediffusion.cpu import computes_bf16
 from edgediffusion.engine import Arithmetic, EngineOptions
 from edgediffusion.engine_ort import OrtBackend, first_line, open_with
@@ -169,19 +170,19 @@ class OpenVinoCompiler:
     def _whole(self, path: Path, entries: dict[str, str]) -> ort.InferenceSession:
         """Open a graph of which nothing runs elsewhere."""
         try:
-            session = self._open(path, entries | {"session.disable_cpu_ep_fallback": "1"})
+            session = self._open(path, entries | WHOLE)
         except Exception as error:
             if left := self._left_over(path):
                 raise EngineError(_say_left_over(path, left)) from error
             raise EngineError(f"{path} does not load in OpenVINO: {first_line(error)}") from error
-        if left := _elsewhere(session):
+        if left := elsewhere(session, _PROVIDER):
             raise EngineError(_say_left_over(path, left))
         return session
 
     def _open(self, path: Path, entries: dict[str, str]) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = _SILENT
-        for key, value in (entries | {"session.record_ep_graph_assignment_info": "1"}).items():
+        for key, value in (entries | RECORD).items():
             options.add_session_config_entry(key, value)
         config = json.dumps({"CPU": dict(self.settings)})
         options.add_provider_for_devices([self.device], {"load_config": config})
@@ -190,24 +191,13 @@ class OpenVinoCompiler:
     def _left_over(self, path: Path) -> Counter[str]:
         """Load a refused graph once more, with the fallback, to learn what it would take."""
         try:
-            return _elsewhere(self._open(path, {}))
+            return elsewhere(self._open(path, {}), _PROVIDER)
         except Exception:
             return Counter()  # it is refused for another reason, which the caller has
 
 
-def _elsewhere(session: ort.InferenceSession) -> Counter[str]:
-    """Count the operators of a session that are not OpenVINO's."""
-    return Counter(
-        f"{node.domain}.{node.op_type}".lstrip(".")
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != _PROVIDER
-        for node in part.get_nodes()
-    )
-
-
 def _say_left_over(path: Path, left: Counter[str]) -> str:
-    operators = ", ".join(f"{name} ({n}x)" for name, n in sorted(left.items()))
     return (
-        f"{path}: OpenVINO does not take all of the graph, {operators} would run on ONNX Runtime's "
-        "CPU provider. Use device 'cpu', or export the model without these operators"
+        f"{path}: OpenVINO does not take all of the graph, {say_operators(left)} would run on ONNX "
+        "Runtime's CPU provider. Use device 'cpu', or export the model without these operators"
     )

@@ -27,10 +27,11 @@ DEEP: Final = "deep"
 """The UNet's graph that gives out, beside the prediction, the features before its last layer."""
 SHALLOW: Final = "shallow"
 """The UNet's graph that takes such features in place of the work that leads to them."""
-GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2}
+GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2, "tf32": 3e-2}
 """Largest L2 error of an output over the L2 norm of its reference, by arithmetic class.
 
-int8 has none of its own: how much it costs is measured at export, and kept in the manifest.
+TF32 is float32 with the mantissa of fp16, and has its gate. int8 has none of its own: how much it
+costs is measured at export, and kept in the manifest.
 """
 STAYS_FP32: Final = "computes in float32"
 """How the note of a graph begins that an fp16 export left in fp32 for the sake of its numbers."""
@@ -108,13 +109,26 @@ class PartSpec(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
 
 
+class DeviceGraph(msgspec.Struct, frozen=True):
+    """A graph once more, in operators that only one device has: same inputs, outputs and weights.
+
+    ``operators`` counts them by name. ``parity`` is that of the same graph with those that the CPU
+    has no kernel for written out in plain ones.
+    """
+
+    file: str
+    operators: dict[str, int]
+    parity: Parity
+
+
 class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
-    on, or ``deep.chunks-2``. ``parts`` is the same graph once more, cut for small machines.
+    on, or ``deep.chunks-2``. ``parts`` is the same graph once more, cut for small machines;
+    ``devices`` names the devices that have a file of their own for it.
     """
 
     file: str
@@ -129,6 +143,19 @@ class GraphSpec(msgspec.Struct, frozen=True):
     note: str | None = None
     plans: tuple[PlanSpec, ...] = ()
     parts: tuple[PartSpec, ...] = ()
+    devices: dict[str, DeviceGraph] = {}
+
+    def named_files(self) -> Iterator[tuple[str, str]]:
+        """All files of the graph, each after the field that names it."""
+        yield "file", self.file
+        yield from ((f"plans[{i}].file", plan.file) for i, plan in enumerate(self.plans))
+        yield from ((f"parts[{i}].file", part.file) for i, part in enumerate(self.parts))
+        yield from ((f"devices.{name}.file", own.file) for name, own in self.devices.items())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the graph."""
+        return tuple(file for _, file in self.named_files())
 
 
 class StoredTensor(msgspec.Struct, frozen=True):
@@ -336,10 +363,7 @@ def _component_faults(
         yield f"{at}.graphs: is empty"
     files = {"weights": component.weights, "golden": component.golden}
     for i, graph in enumerate(component.graphs):
-        files[f"graphs[{i}].file"] = graph.file
-        for field in ("plans", "parts"):
-            others = enumerate(getattr(graph, field))
-            files |= {f"graphs[{i}].{field}[{n}].file": other.file for n, other in others}
+        files |= {f"graphs[{i}].{field}": file for field, file in graph.named_files()}
     for field, path in files.items():
         if path not in manifest.files:
             yield f"{at}.{field}: {path!r} is not listed in $.files"

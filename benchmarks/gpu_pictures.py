@@ -1,0 +1,107 @@
+"""Whole pictures on a GPU: two prompts, fifty guided Euler steps, the decoder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from time import perf_counter_ns as time_ns
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.gpu_graphs import Subject, prepared
+from benchmarks.gpu_pieces import STEPS, Piece
+from benchmarks.workloads import SCHEDULER
+from edgediffusion.calls import Call
+from edgediffusion.denoiser import Denoiser
+from edgediffusion.engine import Engine
+from edgediffusion.image import to_pixels
+from edgediffusion.manifest import PLAIN
+from edgediffusion.noise import noise_source
+from edgediffusion.samplers import trajectory
+from edgediffusion.schedule import schedule_from_config
+from edgediffusion.unet import Unet
+from edgediffusion_export.graphs import Traced
+
+PARTS: Final = ("text_encoder", "unet", "vae_decoder")
+GUIDANCE: Final = 7.5
+SCALE: Final = 0.18215
+SIGMA: Final = 14.6
+
+Subjects = Mapping[str, Subject]
+Picture = Callable[[], object]
+
+
+@contextmanager
+def prepared_parts(piece: Piece) -> Iterator[dict[str, Subject]]:
+    """Build and trace the three networks of a picture."""
+    with ExitStack() as stack:
+        pieces = {part: replace(piece, part=part) for part in PARTS}
+        yield {part: stack.enter_context(prepared(each)) for part, each in pieces.items()}
+
+
+def ours(
+    subjects: Subjects, engines: Mapping[str, Engine], own_share: list[float], steps: int = STEPS
+) -> Picture:
+    """A picture as the Pipeline makes it, without its tokenizer.
+
+    own_share : gets, for each picture, the part of its steps that was not spent in the engine.
+    """
+    config = {**ARCHITECTURES["sd15"].scheduler, **SCHEDULER}
+    schedule = schedule_from_config(config, steps=steps)
+    return partial(_ours, subjects, engines, schedule, own_share)
+
+
+def _ours(
+    subjects: Subjects, engines: Mapping[str, Engine], schedule: Any, own: list[float]
+) -> Any:
+    tokens = subjects["text_encoder"].inputs
+    states = [engines["text_encoder"](**tokens)["last_hidden_state"] for _ in range(2)]
+    unet = Unet({2: engines["unet"]})
+    calls = [Call(guided=True)] * len(schedule.rows)
+    denoiser = Denoiser({PLAIN: unet}, calls, np.concatenate(states), GUIDANCE)
+    noise = noise_source([7])
+    shape = (1, *subjects["unet"].spec.inputs[0].shape[1:])
+    start = noise(shape)
+    begun = time_ns()
+    for state in trajectory(schedule, denoiser, start, rng=noise):
+        latents = state.latents
+    own.append(1 - sum(denoiser.engine_ms) / ((time_ns() - begun) / 1e6))
+    scaled = (latents / np.float32(SCALE)).astype(np.float16)
+    return to_pixels(engines["vae_decoder"](latent_sample=scaled)["sample"])
+
+
+def rivals(subjects: Subjects, *, compiled: bool, place: str, steps: int = STEPS) -> Picture:
+    """The same in PyTorch, latents and all on the GPU; only the pixels come back."""
+    nets: dict[str, Any] = {}
+    for part, subject in subjects.items():
+        module = subject.module.to(place, memory_format=torch.channels_last)
+        nets[part] = Traced(subject.network, module).eval()
+        if compiled:
+            nets[part] = torch.compile(nets[part], mode="max-autotune", fullgraph=True)
+    run = partial(_rivals, subjects, nets, place, steps)
+    for _ in range(3):
+        run()
+    return run
+
+
+def _rivals(subjects: Subjects, nets: Mapping[str, Any], place: str, steps: int) -> Any:
+    tokens = torch.from_numpy(subjects["text_encoder"].inputs["input_ids"]).to(place)
+    shape = (1, *subjects["unet"].spec.inputs[0].shape[1:])
+    levels = np.linspace(SIGMA, 0, steps + 1).tolist()
+    with torch.no_grad():
+        states = [nets["text_encoder"](tokens)[0].clone() for _ in range(2)]
+        context = torch.cat(states)
+        x = torch.randn(shape, device=place) * SIGMA
+        for level, after in itertools.pairwise(levels):
+            given = torch.cat([x, x]).half() / (level**2 + 1) ** 0.5
+            moment = torch.full((1,), 999 * level / SIGMA, device=place)
+            negative, positive = nets["unet"](given, moment, context).float().chunk(2)
+            x = x + (after - level) * (negative + GUIDANCE * (positive - negative))
+        picture = nets["vae_decoder"]((x / SCALE).clamp(-60, 60).half())
+        return ((picture / 2 + 0.5).clamp(0, 1) * 255).byte().cpu().numpy()

@@ -1,0 +1,78 @@
+"""What benchmarks/gpu.py measures, piece by piece: each small enough for one short call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from edgediffusion.errors import RequestError, choices
+
+Part = Literal["text_encoder", "unet", "vae_decoder", "picture"]
+
+SIZES: Final = (512, 768, 1024)
+BATCHES: Final = (1, 2, 4, 8, 16)
+STEPS: Final = 50
+TEXT_WIDTHS: Final[Mapping[str, int]] = {"sd15": 768, "sdxl": 2048}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One network at one size and batch, or whole pictures; all contenders take turns on it.
+
+    pictures : made at once; with guidance the UNet sees two rows for each.
+    """
+
+    architecture: str
+    part: Part
+    size: int
+    pictures: int = 1
+
+    @property
+    def key(self) -> str:
+        """The piece's name in the report and at the command line."""
+        return f"{self.architecture}/{self.part}/{self.size}/{self.pictures}"
+
+    @property
+    def rows(self) -> int:
+        """The batch that the network sees."""
+        return 2 * self.pictures if self.part == "unet" else self.pictures
+
+
+def all_pieces() -> Iterator[Piece]:
+    """Yield every piece, what matters most first.
+
+    SDXL has its UNet alone: the exporter reads checkpoints with one text encoder, and its other
+    networks are those of SD 1.5 in another size.
+    """
+    yield Piece("sd15", "unet", 512)
+    yield Piece("sd15", "text_encoder", 512)
+    yield Piece("sd15", "vae_decoder", 512)
+    yield Piece("sd15", "picture", 512)
+    yield Piece("sdxl", "unet", 1024)
+    for size in SIZES[1:]:
+        yield Piece("sd15", "unet", size)
+        yield Piece("sd15", "vae_decoder", size)
+    for size in SIZES[:-1]:
+        yield Piece("sdxl", "unet", size)
+    for pictures in BATCHES[1:]:
+        yield Piece("sd15", "unet", 512, pictures)
+    for pictures in BATCHES[1:]:
+        yield Piece("sdxl", "unet", 1024, pictures)
+
+
+def chosen_pieces(names: Sequence[str], done: Mapping[str, Any]) -> list[Piece]:
+    """The pieces that were asked for (none: all) and are not done; raises RequestError.
+
+    A name may be the beginning of several: ``sd15``, ``sd15/unet``.
+    """
+    known = {piece.key: piece for piece in all_pieces()}
+    for name in names:
+        if not any(key == name or key.startswith(f"{name}/") for key in known):
+            raise RequestError(f"unknown piece {name!r}: {choices(name, known)}")
+    wanted = [
+        piece
+        for key, piece in known.items()
+        if not names or any(key == name or key.startswith(f"{name}/") for name in names)
+    ]
+    return [piece for piece in wanted if piece.key not in done]

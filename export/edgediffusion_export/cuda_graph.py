@@ -1,0 +1,118 @@
+"""A traced graph, fused for ONNX Runtime's CUDA provider."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
+from onnxscript.rewriter.ort_fusions.mha import fuse_mha2
+from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
+from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
+
+from edgediffusion.errors import CheckpointError
+from edgediffusion_export.cuda_rules import (
+    ARG_MAX,
+    BIAS_ADD,
+    DOMAIN,
+    GROUP_NORM,
+    SILU,
+    SKIP_GROUP_NORM,
+    SPLIT_GELU,
+    SPLIT_GELU_WIDTHS,
+    fits_group_norm,
+)
+
+Step = Callable[[ir.Model], object]
+
+_FOR_PICTURES: Final[tuple[Step, ...]] = (
+    fuse_skip_layer_normalization,
+    lambda model: fuse_sdpa(model, apply_shape_inference=True),
+    fuse_mha2,
+    GROUP_NORM.apply_to_model,
+    SILU.apply_to_model,
+    SKIP_GROUP_NORM.apply_to_model,
+    SPLIT_GELU.apply_to_model,
+    BIAS_ADD.apply_to_model,
+)
+_FOR_TEXT: Final[tuple[Step, ...]] = (ARG_MAX.apply_to_model,)
+"""A text encoder runs once a picture: it gets only what CUDA has no kernel for."""
+
+
+def fuse_for_cuda(model: ir.Model, component: str) -> ir.Model | None:
+    """Return a copy of a traced graph in the CUDA provider's operators; None if nothing changed.
+
+    Its inputs, outputs and weights are those of ``model``. Raises CheckpointError where less was
+    fused than the graph holds.
+    """
+    fused = model.clone()
+    for step in _FOR_TEXT if component == "text_encoder" else _FOR_PICTURES:
+        step(fused)
+    for tidy in (
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RemoveUnusedNodesPass(),
+        RemoveUnusedOpsetsPass(),
+        ClearMetadataAndDocStringPass(),
+    ):
+        tidy(fused)
+    if component != "text_encoder":
+        _check_counts(model, fused, component)
+    return None if _operators(fused) == _operators(model) else fused
+
+
+def fused_operators(model: ir.Model) -> dict[str, int]:
+    """How many of each of the CUDA provider's own operators a graph has, by name."""
+    return dict(sorted(Counter(n.op_type for n in model.graph if n.domain == DOMAIN).items()))
+
+
+def _operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def _check_counts(plain: ir.Model, fused: ir.Model, component: str) -> None:
+    """Count in the plain graph what should have been fused, by other means than the rules."""
+    got = Counter(fused_operators(fused))
+    found = {
+        "group norms": got["GroupNorm"] + got["SkipGroupNorm"],
+        "attentions": got["MultiHeadAttention"],
+        "gates": got["BiasSplitGelu"],
+    }
+    wanted = {
+        "group norms": sum(map(_is_group_norm, plain.graph)),
+        "attentions": sum(node.op_type == "Softmax" for node in plain.graph),
+        "gates": sum(map(_is_gate, plain.graph)),
+    }
+    missing = [f"{found[n]} of {wanted[n]} {n}" for n in wanted if found[n] != wanted[n]]
+    if missing:
+        raise CheckpointError(
+            f"{component}: fused only {', '.join(missing)} for --target cuda. No bundle was "
+            "written. Export without --target cuda, and report this with the checkpoint's "
+            "config.json and the versions of torch and onnxscript"
+        )
+
+
+def _is_group_norm(node: ir.Node) -> bool:
+    """Whether a node normalises the groups of a picture whose size CUDA's kernel takes."""
+    if node.op_type != "InstanceNormalization":
+        return False
+    reshape = node.inputs[0].producer()
+    shape = reshape.inputs[0].shape if reshape else None
+    groups = node.inputs[1].shape
+    return bool(
+        shape and groups and shape.rank() == 4 and fits_group_norm(int(shape[1]), int(groups[0]))
+    )
+
+
+def _is_gate(node: ir.Node) -> bool:
+    half = node.inputs[0].shape if node.op_type == "Gelu" else None
+    split = node.inputs[0].producer() if half else None
+    return bool(
+        half and split and split.op_type == "Split" and 2 * int(half[-1]) in SPLIT_GELU_WIDTHS
+    )
