@@ -49,6 +49,9 @@ def export(
         int,
         typer.Option(help="Tiles a side for the UNet's largest self-attention: faster, inexact."),
     ] = 1,
+    rewrites: Annotated[
+        bool, typer.Option(help="Add files that CPUs compute faster in float32; exact.")
+    ] = True,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
     store: Annotated[
         str | None, typer.Option(help="Weights on disk: source, fp32 or fp16.")
@@ -76,6 +79,7 @@ def export(
         chunks=chunks,
         deepcache=deepcache,
         attention_tiles=attention_tiles,
+        rewrites=ExportOptions.rewrites if rewrites else (),
         precision=precision,
         store=store,
         targets=tuple(target or ("cpu",)),

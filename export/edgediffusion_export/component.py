@@ -25,6 +25,7 @@ from edgediffusion.manifest import (
     GoldenCase,
     GraphSpec,
     Precision,
+    Rewritten,
     StoredTensor,
 )
 from edgediffusion_export.golden import (
@@ -38,9 +39,10 @@ from edgediffusion_export.golden import (
 from edgediffusion_export.graphs import NETWORKS, Network
 from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
-from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph
+from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph, serialized
 from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
 from edgediffusion_export.precision import find_overflow
+from edgediffusion_export.rewrites import rewrite
 from edgediffusion_export.weights import WeightStore, is_matrix
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -272,11 +274,26 @@ def _pack(
         traced.append((subject.spec, model, weights.adopt(model, traced_names)))
     job.begin(f"{network.name}: writing weights")
     job.staging.write(f"{network.name}/{WEIGHTS_FILE}", weights.chunks())
-    for spec, model, links in traced:
+    for subject, (spec, model, links) in zip(subjects, traced, strict=True):
         weights.link(model, links, WEIGHTS_FILE)
-        graph = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-        job.staging.write(spec.file, [graph])
+        job.staging.write(spec.file, [serialized(model)])
+        subject.spec = _rewrite(job, spec, model)
     return weights.tensors()
+
+
+def _rewrite(job: Job, spec: GraphSpec, model: ir.Model) -> GraphSpec:
+    """Write what CPUs take for float32, where that differs from the graph, which is changed."""
+    counts = rewrite(model, job.options.rewrites) if spec.precision == "fp32" else {}
+    if not counts:
+        return spec
+    file = f"{spec.file.removesuffix('.onnx')}.fp32.onnx"
+    job.staging.write(file, [serialized(model)])
+    return msgspec.structs.replace(spec, fp32=Rewritten(file, counts))
+
+
+def _forms(spec: GraphSpec) -> list[GraphSpec]:
+    """The graph as the device ``cpu`` opens it, and the plain one where that is another."""
+    return [spec, msgspec.structs.replace(spec, fp32=None)] if spec.fp32 else [spec]
 
 
 def _prove(
@@ -285,7 +302,13 @@ def _prove(
     """Pass the parity gate, and keep PyTorch's outputs as golden vectors."""
     spec = subject.spec
     job.begin(f"{spec.file}: proving")
-    parity = measure(spec, job.staging.folder, subject.cases, golden.tensors, subject.wanted)
+    parity = max(
+        (
+            measure(each, job.staging.folder, subject.cases, golden.tensors, subject.wanted)
+            for each in _forms(spec)
+        ),
+        key=lambda found: found.l2,
+    )
     stem = spec.file.removeprefix(f"{network.name}/").removesuffix(".onnx")
     cases = tuple(
         GoldenCase(case.inputs, {name: golden.keep_output(f"{stem}.{i}.{name}", array)

@@ -19,6 +19,12 @@ TRACED_PREFIX: Final = "model."
 """What ``Traced`` puts before the names of the parameters."""
 
 
+def serialized(model: ir.Model) -> bytes:
+    """The bytes of a graph's file, the same for the same graph."""
+    data: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    return data
+
+
 def export_graph(network: Network, spec: GraphSpec, module: torch.nn.Module) -> ir.Model:
     """Trace ``module`` at the shapes of ``spec``.
 

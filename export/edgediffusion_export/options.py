@@ -13,6 +13,8 @@ from edgediffusion_export.architecture import Size
 PRECISIONS: Final = ("fp32", "fp16")
 STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu",)
+REWRITES: Final = ("attention", "winograd")
+"""What ``edgediffusion_export.rewrites`` can do, named here so that options need no onnx."""
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
@@ -30,6 +32,7 @@ class ExportOptions:
     deepcache : add the graphs of the UNet that let requests take shallow steps.
     attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
         the checkpoint's own attention.
+    rewrites : names of the exact rewrites for CPUs that compute in float32 (``REWRITES``).
     precision : what the graphs compute in; fp16 is for GPUs.
     store : what the weights are kept in; None means fp32 for fp32 graphs, else ``source``.
     steps, guidance, sampler : what a request means where it says nothing.
@@ -42,6 +45,7 @@ class ExportOptions:
     chunks: int = 1
     deepcache: bool = False
     attention_tiles: int = 1
+    rewrites: tuple[str, ...] = REWRITES
     precision: str = "fp32"
     store: str | None = None
     targets: tuple[str, ...] = ("cpu",)
@@ -65,6 +69,9 @@ class ExportOptions:
                 "graphs that compute in fp16 hold fp16 weights: leave --store out, or export with "
                 "--precision fp32"
             )
+        for name in self.rewrites:
+            if name not in REWRITES:
+                raise RequestError(f"unknown rewrite {name!r}: {choices(name, REWRITES)}")
         for target in self.targets:
             if target not in TARGETS:
                 raise DeviceError(f"unknown target {target!r}: {choices(target, TARGETS)}")

@@ -137,11 +137,11 @@ class Bundle:
         return max(own, self.manifest.gates.get(arithmetic, GATES[arithmetic]))
 
     def content(self, graph: GraphSpec) -> str:
-        """Return a hash of all that a graph is made of: its own file and its component's weights.
+        """Return a hash of all that a graph is made of: its own files and its component's weights.
 
         Two graphs of one content compute the same; engines compiled from it are cached under it.
         """
-        names = (graph.file, self.component_of(graph).weights)
+        names = (*graph.files, self.component_of(graph).weights)
         parts = [self.manifest.files[name].sha256 for name in names]
         return hashlib.sha256(" ".join(parts).encode("ascii")).hexdigest()
 

@@ -78,13 +78,23 @@ class Parity(msgspec.Struct, frozen=True):
     cases: int
 
 
+class Rewritten(msgspec.Struct, frozen=True):
+    """A second file of a graph: the same function of the same weights, by other operators.
+
+    ``rewrites`` says how often each of the exporter's rewrites was made.
+    """
+
+    file: str
+    rewrites: dict[str, int]
+
+
 class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
-    on, or ``deep.chunks-2``.
+    on, or ``deep.chunks-2``. ``fp32`` is what CPUs take that compute in float32.
     """
 
     file: str
@@ -97,6 +107,12 @@ class GraphSpec(msgspec.Struct, frozen=True):
     size: tuple[int, int] | None = None
     variant: str = PLAIN
     note: str | None = None
+    fp32: Rewritten | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the graph."""
+        return (self.file, self.fp32.file) if self.fp32 else (self.file,)
 
 
 class StoredTensor(msgspec.Struct, frozen=True):
@@ -295,6 +311,11 @@ def _component_faults(
         yield f"{at}.graphs: is empty"
     files = {"weights": component.weights, "golden": component.golden}
     files |= {f"graphs[{i}].file": graph.file for i, graph in enumerate(component.graphs)}
+    files |= {
+        f"graphs[{i}].fp32.file": graph.fp32.file
+        for i, graph in enumerate(component.graphs)
+        if graph.fp32
+    }
     for field, path in files.items():
         if path not in manifest.files:
             yield f"{at}.{field}: {path!r} is not listed in $.files"
