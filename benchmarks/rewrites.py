@@ -30,20 +30,19 @@ from rich.console import Console
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.paired import estimate, ratios
-from benchmarks.reports import Report, head, markdown, said_errors, write_report
+from benchmarks.reports import Report, head, said_errors, write_report
+from benchmarks.rewrites_table import PLAIN, rewrites_table
 from benchmarks.rounds import measure
 from edgediffusion.bundle import Bundle
 from edgediffusion.engine import Engine, EngineOptions, open_engine
+from edgediffusion.errors import RequestError
 from edgediffusion.golden import Tensors, golden_inputs, read_tensors, relative_l2
 from edgediffusion.manifest import GraphSpec, Rewritten
-from edgediffusion.timing import summarize
 from edgediffusion_export.onnx_export import serialized
 from edgediffusion_export.options import REWRITES
 from edgediffusion_export.rewrites import rewrite
 
 SCHEMA: Final = "edgediffusion-rewrites/1"
-PLAIN: Final = "plain"
 ALL: Final = "all"
 
 console = Console(stderr=True, highlight=False)
@@ -57,6 +56,10 @@ class Options:
     threads: int = 0
     each: bool = True
     wall: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise RequestError(f"rounds must be at least 1, got {self.rounds}")
 
     @property
     def forms(self) -> dict[str, tuple[str, ...]]:
@@ -80,8 +83,8 @@ def main(
     wall: Annotated[bool, typer.Option("--wall", help="Clock time, for an idle machine.")] = False,
 ) -> None:
     """Measure, print the table and write the report."""
-    options = Options(rounds, threads, each, wall)
     with said_errors():
+        options = Options(rounds, threads, each, wall)
         opened = Bundle.open(bundle)
         report = head(SCHEMA) | {
             "bundle": opened.manifest.name,
@@ -161,33 +164,6 @@ def _link(source: Path, target: Path) -> None:
 
 def _clock_name(options: Options) -> str:
     return "wall" if options.wall else "processor"
-
-
-def rewrites_table(report: Report) -> str:
-    """The share of the plain graph's time that each form takes, with what it changed."""
-    rows = []
-    for file, forms in report["graphs"].items():
-        base = forms[PLAIN]
-        for name, form in forms.items():
-            time_share = estimate(ratios(form["samples_ms"], base["samples_ms"]))
-            counts = form["rewrites"].values()
-            rows.append([
-                f"{file.removesuffix('.onnx')}, {name}",
-                str(sum(counts)),
-                f"{summarize(form['samples_ms']).median / 1e3:.2f}",
-                "1.00" if form is base else str(time_share),
-                "-" if form is base else f"{form['l2_to_plain']:.1e}",
-                f"{form['load_ms'] / 1e3:.1f}",
-            ])  # fmt: skip
-    seconds = f"{report['options']['clock']} seconds"
-    columns = ["graph, rewrite", "places", seconds, "share", "L2 to plain", "load, s"]
-    machine = report["machine"]
-    return (
-        f"{report['bundle']}, device `cpu`, ONNX Runtime {machine['libraries']['onnxruntime']}, "
-        f"{machine['cores']} cores of {machine['cpu']} (shared and noisy), median of "
-        f"{report['options']['rounds']} rounds, shares round by round with 95 % intervals. "
-        f"Command: `{report['command']}`.\n\n" + markdown(columns, rows)
-    )
 
 
 if __name__ == "__main__":
