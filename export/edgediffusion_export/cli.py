@@ -49,6 +49,9 @@ def export(
         int,
         typer.Option(help="Tiles a side for the UNet's largest self-attention: faster, inexact."),
     ] = 1,
+    rewrites: Annotated[
+        bool, typer.Option(help="Add files that CPUs compute faster in float32; exact.")
+    ] = True,
     precision: Annotated[
         str, typer.Option(help="fp32; fp16 for GPUs; int8 or int8-dynamic for CPUs.")
     ] = "fp32",
@@ -103,6 +106,7 @@ def export(
         attention_tiles=attention_tiles,
         split=split,
         decoder_tiles=tuple(parse_size(text) for text in decoder_tile or ()),
+        rewrites=ExportOptions.rewrites if rewrites else (),
         precision=precision,
         calibrate=calibrate,
         reduce_range=reduce_range,

@@ -15,6 +15,8 @@ INT8_DYNAMIC: Final = "int8-dynamic"
 PRECISIONS: Final = ("fp32", "fp16", INT8, INT8_DYNAMIC)
 STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu", "cuda", "tensorrt-rtx")
+REWRITES: Final = ("attention", "winograd")
+"""What ``edgediffusion_export.rewrites`` can do, named here so that options need no onnx."""
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
 MAX_TILES: Final = 8
@@ -33,6 +35,7 @@ class ExportOptions:
     deepcache : add the graphs of the UNet that let requests take shallow steps.
     attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
         the checkpoint's own attention.
+    rewrites : names of the exact rewrites for CPUs that compute in float32 (``REWRITES``).
     split : cut the UNet's graphs into so many parts as well, for machines with little memory.
     decoder_tiles : pictures' (height, width) that only the decoders get graphs for, so that larger
         pictures can be decoded tile by tile.
@@ -54,6 +57,7 @@ class ExportOptions:
     chunks: int = 1
     deepcache: bool = False
     attention_tiles: int = 1
+    rewrites: tuple[str, ...] = REWRITES
     split: int = 1
     decoder_tiles: tuple[Size, ...] = ()
     precision: str = "fp32"
@@ -83,6 +87,9 @@ class ExportOptions:
                 "graphs that compute in fp16 hold fp16 weights: leave --store out, or export with "
                 "--precision fp32"
             )
+        for name in self.rewrites:
+            if name not in REWRITES:
+                raise RequestError(f"unknown rewrite {name!r}: {choices(name, REWRITES)}")
         for target in self.targets:
             if target not in TARGETS:
                 raise DeviceError(f"unknown target {target!r}: {choices(target, TARGETS)}")

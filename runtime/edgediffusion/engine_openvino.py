@@ -23,7 +23,7 @@ import onnxruntime as ort
 from edgediffusion.assignment import RECORD, WHOLE, elsewhere, say_operators
 from edgediffusion.cpu import computes_bf16
 from edgediffusion.engine import Arithmetic, EngineOptions
-from edgediffusion.engine_ort import OrtBackend, first_line, open_with
+from edgediffusion.engine_ort import OrtBackend, cpu_path, first_line, open_with
 from edgediffusion.errors import DeviceError, EngineError
 from edgediffusion.external_data import check_locations
 from edgediffusion.manifest import GraphSpec
@@ -51,6 +51,7 @@ def open_backend(
     """
     arithmetic = arithmetic_of(spec)
     compiler = OpenVinoCompiler(cpu_device(), arithmetic, settings_of(arithmetic, options))
+    path = cpu_path(spec, path, arithmetic)
     return open_with(compiler, "openvino", spec, path, options, content)
 
 

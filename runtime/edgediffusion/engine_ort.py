@@ -143,7 +143,17 @@ def open_backend(
     spec: GraphSpec, path: Path, options: EngineOptions, content: str | None = None
 ) -> OrtBackend:
     """Load the graph at ``path``; raises EngineError when it fails or is not what ``spec`` says."""
-    return open_with(Preparer(options, spec.precision), "cpu", spec, path, options, content)
+    compiler = Preparer(options, spec.precision)
+    path = cpu_path(spec, path, compiler.arithmetic)
+    return open_with(compiler, "cpu", spec, path, options, content)
+
+
+def cpu_path(spec: GraphSpec, path: Path, arithmetic: Arithmetic) -> Path:
+    """Return the file of the graph at ``path`` for a CPU that computes in ``arithmetic``.
+
+    What was rewritten for float32 is too coarse in other arithmetic, and slower there.
+    """
+    return path.parents[1] / spec.fp32.file if spec.fp32 and arithmetic == "fp32" else path
 
 
 def open_with(

@@ -121,14 +121,25 @@ class DeviceGraph(msgspec.Struct, frozen=True):
     parity: Parity
 
 
+class Rewritten(msgspec.Struct, frozen=True):
+    """A second file of a graph: the same function of the same weights, by other operators.
+
+    ``rewrites`` says how often each of the exporter's rewrites was made.
+    """
+
+    file: str
+    rewrites: dict[str, int]
+
+
 class GraphSpec(msgspec.Struct, frozen=True):
     """One static graph: one file per (size, batch, variant).
 
     ``size`` is the picture's (height, width) in pixels, or None where size plays no part.
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
-    on, or ``deep.chunks-2``. ``parts`` is the same graph once more, cut for small machines;
-    ``devices`` names the devices that have a file of their own for it.
+    on, or ``deep.chunks-2``. The same graph in other forms: ``parts``, cut for small machines;
+    ``fp32``, what CPUs take that compute in float32; ``devices``, in operators of one device;
+    ``plans``, built for kinds of GPU.
     """
 
     file: str
@@ -144,6 +155,7 @@ class GraphSpec(msgspec.Struct, frozen=True):
     plans: tuple[PlanSpec, ...] = ()
     parts: tuple[PartSpec, ...] = ()
     devices: dict[str, DeviceGraph] = {}
+    fp32: Rewritten | None = None
 
     def named_files(self) -> Iterator[tuple[str, str]]:
         """All files of the graph, each after the field that names it."""
@@ -151,6 +163,8 @@ class GraphSpec(msgspec.Struct, frozen=True):
         yield from ((f"plans[{i}].file", plan.file) for i, plan in enumerate(self.plans))
         yield from ((f"parts[{i}].file", part.file) for i, part in enumerate(self.parts))
         yield from ((f"devices.{name}.file", own.file) for name, own in self.devices.items())
+        if self.fp32:
+            yield "fp32.file", self.fp32.file
 
     @property
     def files(self) -> tuple[str, ...]:

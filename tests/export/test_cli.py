@@ -50,7 +50,7 @@ def test_defaults(app: typer.Typer, asked: list[ExportOptions]) -> None:
 def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> None:
     words = (
         "export org/name -o out --size 64x128 --size 512 --batch 1 --batch 4 --precision fp16 "
-        "--chunks 3 "
+        "--chunks 3 --no-rewrites "
         "--store source --target cpu --target tensorrt-rtx --compute-capability 8.9 "
         "--name n --license MIT --revision main --steps 8 --guidance 1.5 --sampler unipc --force"
     )
@@ -63,6 +63,7 @@ def test_every_option_arrives(app: typer.Typer, asked: list[ExportOptions]) -> N
             sizes=((64, 128), (512, 512)),
             batches=(1, 4),
             chunks=3,
+            rewrites=(),
             precision="fp16",
             store="source",
             targets=("cpu", "tensorrt-rtx"),

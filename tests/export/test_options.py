@@ -39,6 +39,7 @@ def test_other_sizes_are_refused(text: str) -> None:
         ({"chunks": 17}, RequestError, "chunks must be from 1 to 16, got 17"),
         ({"attention_tiles": 0}, RequestError, "attention tiles must be from 1 to 8 a side, got 0"),
         ({"split": 0}, RequestError, "split must be from 1 to 64 parts, got 0"),
+        ({"rewrites": ("atention",)}, RequestError, "unknown rewrite 'atention': did you mean att"),
         ({"steps": 0}, RequestError, "steps must be at least 1, got 0"),
         ({"sampler": "unipk"}, RequestError, "unknown sampler 'unipk': did you mean unipc"),
         ({"guidance": float("nan")}, RequestError, "guidance must be a number .* got nan"),

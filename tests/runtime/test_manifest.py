@@ -13,6 +13,8 @@ from edgediffusion.errors import ManifestError
 from edgediffusion.manifest import dump_manifest, format_of, parse_manifest, read_manifest
 from tests.manifests import graph, tensor, valid_manifest
 
+REWRITTEN = {"file": "unet/a", "rewrites": {"winograd": 3}}
+
 
 def parse(data: object) -> Any:
     return parse_manifest(json.dumps(data).encode())
@@ -75,6 +77,11 @@ def test_all_faults_are_reported_at_once_with_their_paths() -> None:
         (("components", "unet", "graphs", 0, "size"), [0, 8], r"size: got \(0, 8\), expected two"),
         (("components", "unet", "graphs", 0, "size"), "big", r"size: got string, expected"),
         (("components", "unet", "graphs", 0, "inputs"), [], r"needs at least one tensor"),
+        (
+            ("components", "unet", "graphs", 0, "fp32"),
+            REWRITTEN,
+            r"fp32.file: 'unet/a' is not list",
+        ),
         (("components", "unet", "graphs", 0, "outputs"), [tensor("a", -1)], r"\(-1,\), not static"),
     ],
 )

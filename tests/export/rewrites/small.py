@@ -1,0 +1,65 @@
+"""Small graphs to rewrite, and both forms of them run side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from edgediffusion.golden import relative_l2
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def draw(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A graph of ``nodes`` from ``inputs`` to ``y``, both float32, with constants."""
+
+    nodes: Sequence[NodeProto]
+    inputs: Mapping[str, tuple[int, ...]]
+    output: tuple[int, ...]
+    constants: Arrays
+
+    def model(self) -> ir.Model:
+        """The graph with the shapes of all values, which the tracer knows too."""
+        from onnx.shape_inference import infer_shapes
+
+        def say(name: str, shape: tuple[int, ...]) -> object:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+        graph = helper.make_graph(
+            self.nodes,
+            "small",
+            [say(name, shape) for name, shape in self.inputs.items()],
+            [say("y", self.output)],
+            [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
+        )
+        opset = helper.make_opsetid("", 20)
+        made = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+        return ir.serde.deserialize_model(infer_shapes(made, strict_mode=True, data_prop=True))
+
+    def run(self, model: ir.Model) -> NDArray[np.float32]:
+        """Compute ``y`` for inputs drawn from fixed seeds."""
+        data = ir.serde.serialize_model(model).SerializeToString()
+        session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+        values = {name: draw(*shape, seed=7) for name, shape in self.inputs.items()}
+        (y,) = session.run(None, values)
+        return np.asarray(y, np.float32)
+
+    def distance(self, changed: ir.Model) -> float:
+        """How far a changed model is from this graph, as a relative L2."""
+        return relative_l2(self.run(changed), self.run(self.model()))
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)

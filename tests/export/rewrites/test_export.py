@@ -1,0 +1,123 @@
+"""Rewrites on the way from a checkpoint to a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+
+import msgspec
+import onnx
+import onnx_ir as ir
+import pytest
+
+import edgediffusion as ed
+from edgediffusion import engine_openvino
+from edgediffusion.bundle import verify
+from edgediffusion.engine import open_engine
+from edgediffusion.engine_ort import cpu_path
+from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
+from edgediffusion.manifest import GraphSpec
+from edgediffusion_export.options import REWRITES, ExportOptions
+from edgediffusion_export.rewrites import DONE_BY, attention, winograd
+from tests.export.conftest import export_tiny
+from tests.export.rewrites.small import operators
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "openvino",
+        marks=pytest.mark.skipif(
+            not engine_openvino.is_installed(), reason="the extra openvino is not installed"
+        ),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def rewritten(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ed.Bundle:
+    """The tiny checkpoint, rewritten where it is too small to gain by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "LEAST_CHANNELS", 8)
+        patch.setattr(winograd, "LARGE_TILE_AREA", 64)
+        patch.setattr(winograd, "SMALL_TILE_AREA", 16)
+        patch.setattr(attention, "LEAST_TOKENS", 16)
+        folder = tmp_path_factory.mktemp("rewritten") / "b"
+        return ed.Bundle.open(export_tiny(checkpoint, folder, deepcache=True, batches=(1,)))
+
+
+def graphs(bundle: ed.Bundle, component: str) -> tuple[GraphSpec, ...]:
+    return bundle.manifest.components[component].graphs
+
+
+def test_every_rewrite_has_a_name_to_ask_by() -> None:
+    assert tuple(DONE_BY) == REWRITES
+    assert ExportOptions(checkpoint="c", output=Path("b")).rewrites == REWRITES
+
+
+def test_the_manifest_says_what_was_rewritten(rewritten: ed.Bundle) -> None:
+    for component in ("unet", "vae_decoder"):
+        for graph in graphs(rewritten, component):
+            assert graph.fp32 is not None
+            assert graph.fp32.file == graph.file.replace(".onnx", ".fp32.onnx")
+            plain, fast = (ir.load(rewritten.file(file)) for file in graph.files)
+            made = operators(fast)["Einsum"]
+            assert made == graph.fp32.rewrites["winograd"] > 0
+            assert operators(plain)["Einsum"] == 0
+            onnx.checker.check_model(rewritten.file(graph.fp32.file), full_check=True)
+    assert graphs(rewritten, "text_encoder")[0].fp32 is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("component", ["unet", "vae_decoder", "vae_encoder"])
+def test_both_files_compute_the_same(
+    rewritten: ed.Bundle, component: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_openvino, "computes_bf16", lambda: False)
+    spec = rewritten.manifest.components[component]
+    graph, tensors = spec.graphs[0], read_tensors(rewritten.file(spec.golden))
+    outputs = []
+    for form in (graph, msgspec.structs.replace(graph, fp32=None)):
+        with open_engine(form, rewritten.path, device) as engine:
+            outputs.append(engine(**golden_inputs(graph.golden[0], graph, tensors)))
+    fast, plain = outputs
+    assert all(0 < relative_l2(fast[name], plain[name]) < 2e-5 for name in plain)
+
+
+def test_other_arithmetic_takes_the_plain_file(rewritten: ed.Bundle) -> None:
+    graph = graphs(rewritten, "unet")[0]
+    path = rewritten.file(graph.file)
+    assert cpu_path(graph, path, "bf16") == path
+    assert cpu_path(graph, path, "fp32") == rewritten.file("unet/64x64.b1.fp32.onnx")
+
+
+def test_the_weights_are_the_parameters_alone(rewritten: ed.Bundle, tiny_bundle: Path) -> None:
+    plain = ed.Bundle.open(tiny_bundle)
+    for name, component in rewritten.manifest.components.items():
+        other = plain.manifest.components[name]
+        assert not any(graph.fp32 for graph in other.graphs)
+        assert component.tensors == other.tensors
+        listed = rewritten.manifest.files[component.weights]
+        assert listed == plain.manifest.files[other.weights]
+
+
+def test_a_rewritten_bundle_proves_itself_and_makes_pictures(rewritten: ed.Bundle) -> None:
+    checks = list(verify(rewritten, device="cpu"))
+    assert all(check.passed for check in checks), checks
+    assert all(graph.parity.l2 <= 1e-4 for graph in graphs(rewritten, "unet"))
+    with ed.Pipeline.open(rewritten.path, device="cpu") as pipe:
+        request = ed.Request(prompt="red circle", steps=3, seed=0, deepcache_interval=2)
+        assert pipe.generate(request).images.shape == (1, 64, 64, 3)
+
+
+def test_a_changed_rewritten_file_is_found(rewritten: ed.Bundle, tmp_path: Path) -> None:
+    copied = Path(copytree(rewritten.path, tmp_path / "b"))
+    fast = graphs(rewritten, "unet")[0].files[1]
+    (copied / fast).write_bytes((copied / fast).read_bytes()[:-1] + b"\0")
+    with pytest.raises(ed.IntegrityError, match=r"b1\.fp32\.onnx has sha256"):
+        ed.Bundle.open(copied)
+
+
+def test_both_files_count_for_what_is_cached(rewritten: ed.Bundle) -> None:
+    graph = graphs(rewritten, "unet")[0]
+    alone = msgspec.structs.replace(graph, fp32=None)
+    assert rewritten.content(graph) != rewritten.content(alone)
