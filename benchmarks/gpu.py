@@ -32,8 +32,6 @@ from rich.console import Console
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.rounds import measure
-
 from benchmarks.flops import count
 from benchmarks.gpu_contenders import OURS, RIVAL, contenders
 from benchmarks.gpu_graphs import Subject, prepared
@@ -46,6 +44,7 @@ from edgediffusion.cuda_provider import require_cuda
 from edgediffusion.engine import Engine, EngineOptions
 from edgediffusion.engine_cuda import CudaOptions, open_cuda
 from edgediffusion.errors import DeviceError
+from edgediffusion.rounds import measure
 
 SCHEMA: Final = "edgediffusion-gpu/1"
 _SIDE: Final = 8192

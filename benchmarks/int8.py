@@ -32,8 +32,6 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "shapes"))
 
-from benchmarks.rounds import measure
-
 import edgediffusion as ed
 from benchmarks.paired import estimate, ratios
 from benchmarks.reports import Report, head, markdown, write_report
@@ -41,6 +39,7 @@ from benchmarks.sameness import psnr_db
 from benchmarks.savings import SAVE_EVERY, difference
 from edgediffusion.engine import Engine, EngineOptions, open_engine
 from edgediffusion.golden import golden_inputs, read_tensors
+from edgediffusion.rounds import measure
 from edgediffusion.timing import summarize
 
 SCHEMA: Final = "edgediffusion-int8/1"

@@ -30,8 +30,6 @@ from rich.console import Console
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.rounds import measure
-
 from benchmarks.reports import Report, head, said_errors, write_report
 from benchmarks.rewrites_table import PLAIN, rewrites_table
 from edgediffusion.bundle import Bundle
@@ -39,6 +37,7 @@ from edgediffusion.engine import Engine, EngineOptions, open_engine
 from edgediffusion.errors import RequestError
 from edgediffusion.golden import Tensors, golden_inputs, read_tensors, relative_l2
 from edgediffusion.manifest import GraphSpec, Rewritten
+from edgediffusion.rounds import measure
 from edgediffusion_export.onnx_export import serialized
 from edgediffusion_export.options import REWRITES
 from edgediffusion_export.rewrites import rewrite

@@ -52,7 +52,15 @@ def part_graphs(spec: GraphSpec) -> tuple[GraphSpec, ...]:
     """Describe each part of a graph as a graph of its own, without golden vectors."""
     return tuple(
         msgspec.structs.replace(
-            spec, file=part.file, inputs=part.inputs, outputs=part.outputs, golden=(), parts=()
+            spec,
+            file=part.file,
+            inputs=part.inputs,
+            outputs=part.outputs,
+            golden=(),
+            parts=(),
+            plans=(),
+            devices={},
+            fp32=None,
         )
         for part in spec.parts
     )
