@@ -60,7 +60,7 @@ def choose_plan(machine: Machine, spec: GraphSpec) -> PlanSpec:
     for plan in spec.plans:
         if gpu.compute_capability in plan.compute_capabilities:
             return plan
-    have = sorted({each for plan in spec.plans for each in plan.compute_capabilities})
+    have = dict.fromkeys(each for plan in spec.plans for each in plan.compute_capabilities)
     if not have:
         raise DeviceError(f"the bundle has no engine of {spec.file} for tensorrt-rtx: {_EXPORT}")
     raise DeviceError(

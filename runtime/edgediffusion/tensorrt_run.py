@@ -160,11 +160,13 @@ def open_plan(
 @contextmanager
 def mapped(path: Path) -> Iterator[Any]:
     """Give a plan's bytes without copying them. Raises EngineError for one that cannot be read."""
-    try:
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-            yield data
-    except (OSError, ValueError) as error:  # mmap has no word for an empty file but ValueError
-        raise EngineError(f"{path} cannot be read: {error}") from error
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(path.open("rb"))
+            data = held.enter_context(mmap(file.fileno(), 0, access=ACCESS_READ))
+        except (OSError, ValueError) as error:  # mmap has no word for an empty file but ValueError
+            raise EngineError(f"{path} cannot be read: {error}") from error
+        yield data
 
 
 def _check_signature(trt: ModuleType, engine: Any, spec: GraphSpec) -> None:
