@@ -33,10 +33,10 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import count
-from benchmarks.gpu_contenders import OURS, RIVAL, contenders
+from benchmarks.gpu_contenders import contenders
 from benchmarks.gpu_graphs import Subject, prepared
 from benchmarks.gpu_pictures import ours, prepared_parts, rivals
-from benchmarks.gpu_pieces import Piece, all_pieces, chosen_pieces
+from benchmarks.gpu_pieces import OURS, RIVAL, Piece, all_pieces, chosen_pieces
 from benchmarks.gpu_tables import COPY, PRODUCT, bars, ceilings_table, pieces_table
 from benchmarks.reports import Report, head, read_report, said_errors, write_report
 from edgediffusion.cuda_driver import free_memory

@@ -10,22 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.gpu_graphs import Subject
+from benchmarks.gpu_pieces import OURS, RIVAL
 from edgediffusion.engine import BACKENDS, Engine, EngineOptions, open_engine
 from edgediffusion.engine_cuda import CudaOptions, open_cuda
 from edgediffusion_export.graphs import Traced
 
 Call = Callable[[], object]
-Opener = Callable[[Subject], Iterator[Call]]
-
-OURS: Final = "cuda, captured"
-RIVAL: Final = "torch.compile"
-"""The two of the bar: a step of ours takes at most as long as the rival's."""
 
 
 @contextmanager
@@ -53,7 +50,7 @@ def _torch(compiled: bool, place: str, subject: Subject) -> Iterator[Call]:
     traced: Any = Traced(subject.network, module).eval()
     if compiled:
         traced = torch.compile(traced, mode="max-autotune", fullgraph=True)  # with CUDA graphs
-    inputs = [torch.from_numpy(subject.inputs[t.name]).to(place) for t in subject.spec.inputs]
+    inputs = [_tensor(subject.inputs[t.name], place) for t in subject.spec.inputs]
 
     def run() -> None:
         with torch.no_grad():
@@ -67,6 +64,11 @@ def _torch(compiled: bool, place: str, subject: Subject) -> Iterator[Call]:
         yield run
     finally:
         torch.compiler.reset()
+
+
+def _tensor(array: NDArray[Any], place: str) -> torch.Tensor:
+    made = torch.from_numpy(array).to(place)
+    return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
 
 
 @dataclass(frozen=True)

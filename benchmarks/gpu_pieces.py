@@ -10,6 +10,10 @@ from edgediffusion.errors import RequestError, choices
 
 Part = Literal["text_encoder", "unet", "vae_decoder", "picture"]
 
+OURS: Final = "cuda, captured"
+RIVAL: Final = "torch.compile"
+"""The two of the bar: a step of ours takes at most as long as the rival's."""
+
 SIZES: Final = (512, 768, 1024)
 BATCHES: Final = (1, 2, 4, 8, 16)
 STEPS: Final = 50

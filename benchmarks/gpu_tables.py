@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from benchmarks.gpu_pieces import OURS, RIVAL
 from benchmarks.paired import estimate, ratios
 from benchmarks.reports import Report, markdown
 from edgediffusion.timing import summarize
 
-OURS: Final = "cuda, captured"
-RIVAL: Final = "torch.compile"
 PRODUCT: Final = "fp16 product"
 COPY: Final = "copy on the GPU"
 STEP: Final = "sd15/unet/512/1"

@@ -33,9 +33,12 @@ _FILE: Final = "prepared.onnx"
 _PREPARED: Final = {
     "optimized_model_external_initializers_file_name": "prepared.bin",
     "optimized_model_external_initializers_min_size_in_bytes": "1024",
-    "save_external_prepacked_constant_initializers": "1",
 }
-"""Write the optimised graph with its weights apart, packed for the kernels."""
+"""Write the optimised graph with its weights apart."""
+_PACKED: Final = {"save_external_prepacked_constant_initializers": "1"}
+"""Write the weights as the kernels want them, too."""
+_PACKS_SINCE: Final = (1, 32)
+"""ONNX Runtime 1.31 crashes when it runs a graph with packed weights that it wrote itself."""
 SPINNING: Final[Mapping[str, str]] = {
     "intra_op.allow_spinning": "1",
     "intra_op.spin_duration_us": "50",
@@ -112,7 +115,7 @@ class Preparer:
 
     options: EngineOptions
     arithmetic: Arithmetic
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=lambda: prepared_entries(ort.__version__))
 
     def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
         """Optimise the graph at ``path``. Raises EngineError or UnsafePath."""
@@ -120,7 +123,7 @@ class Preparer:
         options = session_options(self.options)
         if folder is not None:
             options.optimized_model_filepath = str(folder / _FILE)
-            for name, value in _PREPARED.items():
+            for name, value in self.settings.items():
                 options.add_session_config_entry(f"session.{name}", value)
         return self._open(path, options)
 
@@ -137,6 +140,12 @@ class Preparer:
             raise EngineError(
                 f"{path} does not load in ONNX Runtime: {first_line(error)}"
             ) from error
+
+
+def prepared_entries(version: str) -> dict[str, str]:
+    """Return with which ``session.`` entries that version of ONNX Runtime keeps its work."""
+    major, minor = map(int, version.split(".")[:2])
+    return _PREPARED | (_PACKED if (major, minor) >= _PACKS_SINCE else {})
 
 
 def open_backend(

@@ -18,8 +18,8 @@ import edgediffusion as ed
 from benchmarks import gpu, gpu_pictures
 from benchmarks.gpu_contenders import Contender, contenders
 from benchmarks.gpu_graphs import Subject, prepared
-from benchmarks.gpu_pieces import Piece, all_pieces, chosen_pieces
-from benchmarks.gpu_tables import OURS, RIVAL, bars, best_ms, ceilings_table, pieces_table
+from benchmarks.gpu_pieces import OURS, RIVAL, Piece, all_pieces, chosen_pieces
+from benchmarks.gpu_tables import bars, best_ms, ceilings_table, pieces_table
 from benchmarks.reports import read_report
 from edgediffusion import engine_cuda
 from edgediffusion.engine import Engine, open_engine

@@ -18,6 +18,7 @@ from edgediffusion_export import cuda_proof
 from edgediffusion_export.cuda_proof import prove_fused, written_out
 from edgediffusion_export.options import ExportOptions
 from tests.export.conftest import export_tiny
+from tests.export.cuda_kernels import without_kernel
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,18 @@ def test_a_graph_for_cuda_is_proven_against_pytorch(manifest: Manifest) -> None:
             for own in graph.devices.values():
                 assert 0 < own.parity.l2 <= own.parity.gate == manifest.gates["fp16"]
                 assert own.parity.cases == graph.parity.cases
+
+
+def test_onnx_runtime_lists_a_cuda_kernel_for_every_node(bundle: Path, manifest: Manifest) -> None:
+    """A GPU would say it for certain; the list is what can be asked without one."""
+    for component in manifest.components.values():
+        for graph in component.graphs:
+            own = graph.devices.get("cuda", graph)
+            model = onnx.load(bundle / own.file, load_external_data=False)
+            assert list(without_kernel(model)) == [], own.file
+    for graph in manifest.components["text_encoder"].graphs:
+        plain = onnx.load(bundle / graph.file, load_external_data=False)
+        assert list(without_kernel(plain)) == ["ArgMax(INT32)"], "this is why they are rewritten"
 
 
 def test_both_graphs_share_the_weights(bundle: Path, manifest: Manifest) -> None:

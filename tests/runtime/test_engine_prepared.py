@@ -196,3 +196,21 @@ def test_the_command_line_says_in_one_line_that_there_is_no_cache(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr.startswith(f"note: the engine cache in {tmp_path / 'file' / 'engines'} cann")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("version", "packs"), [("1.31.1", False), ("1.32.0", True), ("2.0", True)])
+def test_packed_weights_are_kept_only_where_they_can_be_used(version: str, packs: bool) -> None:
+    """ONNX Runtime 1.31.1, the newest onnxruntime-gpu, crashes when it runs what it packed."""
+    entries = engine_ort.prepared_entries(version)
+    assert ("save_external_prepacked_constant_initializers" in entries) == packs
+    assert entries["optimized_model_external_initializers_file_name"] == "prepared.bin"
+
+
+def test_engines_with_and_without_packed_weights_are_kept_apart(
+    demo: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for entries in (engine_ort._PREPARED, engine_ort._PREPARED | engine_ort._PACKED):
+        monkeypatch.setattr(engine_ort, "prepared_entries", lambda version, e=entries: e)
+        for _ in range(2):
+            open_text_encoder(demo, "cpu").close()
+    assert len(compiled) == 2
