@@ -19,7 +19,9 @@ from typing import Any, Final
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
+from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios
 from benchmarks.reports import ROOT
 from benchmarks.reports import markdown as table
@@ -37,6 +39,7 @@ PAGES: Final = tuple(
         "docs/samplers.md",
         "docs/speed.md",
         "docs/devices.md",
+        "docs/memory.md",
         "docs/benchmarks.md",
     )
 )
@@ -214,6 +217,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
+    "memory": lambda: memory_table(read(RESULTS / "memory.json")),
+    "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 
