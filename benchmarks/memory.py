@@ -176,23 +176,29 @@ def likeness(work: Path, way: Way) -> Report:
 
 def memory_table(report: Report) -> str:
     """Render the report for docs/memory.md."""
-    base = report["ways"]["all, next start"]
+    base = report["ways"].get("all, next start", {}).get("step_cpu_s")
     rows = []
     for name, way in report["ways"].items():
         step = way.get("step_cpu_s")
-        price = f"{min(step) / min(base['step_cpu_s']):.2f}" if step else "-"
-        psnr = f"{way['psnr_db']:.1f} dB" if way["psnr_db"] is not None else "equal"
-        row = [f"{way['peak_mib']:,.0f} MiB", f"{way['estimate_mib']:,.0f} MiB", price]
-        rows.append([name, *row, f"{way['stages_ms']['load'] / 1e3:.1f} s", psnr])
+        price = f"{min(step) / min(base):.2f}" if step and base else "-"
+        memory = f"{way['peak_mib']:,.0f} MiB", f"{way['estimate_mib']:,.0f} MiB"
+        loading = f"{way['stages_ms']['load'] / 1e3:.1f} s"
+        rows.append([name, *memory, price, loading, _picture(way)])
     columns = ["residency", "peak memory", "estimate", "time of a step", "loading", "picture"]
-    facts = report["machine"]
+    facts, first = report["machine"], next(iter(report["ways"].values()))
     return (
-        f"{report['bundle']}, weights {base['weights_mib']:,.0f} MiB in fp32, largest working "
-        f"memory of one graph {base['largest_working_mib']:,.0f} MiB by its shapes; ONNX Runtime "
+        f"{report['bundle']}, weights {first['weights_mib']:,.0f} MiB in fp32; ONNX Runtime "
         f"{facts['libraries']['onnxruntime']}, {facts['cores']} cores of {facts['cpu']}, busy with "
-        "other work. Time of a step is processor time over that of the first residency; loading is "
-        "by the clock, all graphs together.\n\n" + markdown(columns, rows)
+        "other work. Time of a step is processor time over that of `all`; loading is by the clock, "
+        "all graphs together; the picture is compared with that of `all`.\n\n"
+        + markdown(columns, rows)
     )
+
+
+def _picture(way: Report) -> str:
+    if "psnr_db" not in way:
+        return "-"
+    return "equal" if way["psnr_db"] is None else f"{way['psnr_db']:.1f} dB"
 
 
 if __name__ == "__main__":

@@ -217,7 +217,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
-    "memory": lambda: memory_table(read(RESULTS / "memory.json")),
+    "memory_sd15": lambda: memory_table(read(RESULTS / "memory_sd15.json")),
+    "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
     "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
