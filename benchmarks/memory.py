@@ -6,7 +6,7 @@
 Every way runs in a process of its own, whose largest resident memory (mapped pages count) is read
 from the system once the picture is there. A first start finds an empty engine cache, a next start
 what the first one left. Times are processor seconds, which a busy machine disturbs less than the
-clock.
+clock. ``--residency`` measures one of them now; the others are added to the same report later.
 """
 
 from __future__ import annotations
@@ -78,20 +78,36 @@ def main(
     out: Annotated[Path, typer.Option("--json")] = Path("memory.json"),
     tile: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the decoder's tiles.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the picture.")] = 1,
-    work: Annotated[Path, typer.Option(help="Folder for the engine cache.")] = Path("memory-work"),
+    residency: Annotated[str | None, typer.Option(help="Measure this one only.")] = None,
+    work: Annotated[Path, typer.Option(help="Caches and pictures.")] = Path("memory-work"),
     child: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure every way and write the report."""
+    """Measure every way that the report lacks."""
     if child is not None:
         write_report(out, make_picture(bundle, Way(**json.loads(child)), steps, work))
         return
     opened = ed.Bundle.open(bundle)
-    report = head(SCHEMA) | {"bundle": opened.manifest.name, "steps": steps, "ways": {}}
+    report = begin(out, opened, steps)
     for way in ways(tile):
-        found = measure(bundle, way, steps, work) | expected(opened, way, steps)
-        report["ways"][way.name] = found | likeness(work, way)
+        if way.name not in report["ways"] and residency in (None, way.residency):
+            found = measure(bundle, way, steps, work) | expected(opened, way, steps)
+            report["ways"][way.name] = found
+            write_report(out, report)
+    if all(way.name in report["ways"] for way in ways(tile)):
+        for way in ways(tile):
+            report["ways"][way.name] |= likeness(work, way)
         write_report(out, report)
-    shutil.rmtree(work)
+        shutil.rmtree(work)
+
+
+def begin(out: Path, bundle: ed.Bundle, steps: int) -> Report:
+    """The report so far where it is of this bundle, else an empty one."""
+    facts = {"bundle": bundle.manifest.name, "bundle_sha256": bundle.sha256, "steps": steps}
+    if out.exists():
+        found = read_report(out, [SCHEMA])
+        if found.items() >= facts.items():
+            return found
+    return head(SCHEMA) | facts | {"ways": {}}
 
 
 def measure(bundle: Path, way: Way, steps: int, work: Path) -> Report:
@@ -160,23 +176,29 @@ def likeness(work: Path, way: Way) -> Report:
 
 def memory_table(report: Report) -> str:
     """Render the report for docs/memory.md."""
-    base = report["ways"]["all, next start"]
+    base = report["ways"].get("all, next start", {}).get("step_cpu_s")
     rows = []
     for name, way in report["ways"].items():
         step = way.get("step_cpu_s")
-        price = f"{min(step) / min(base['step_cpu_s']):.2f}" if step else "-"
-        psnr = f"{way['psnr_db']:.1f} dB" if way["psnr_db"] is not None else "equal"
-        row = [f"{way['peak_mib']:,.0f} MiB", f"{way['estimate_mib']:,.0f} MiB", price]
-        rows.append([name, *row, f"{way['stages_ms']['load'] / 1e3:.1f} s", psnr])
+        price = f"{min(step) / min(base):.2f}" if step and base else "-"
+        memory = f"{way['peak_mib']:,.0f} MiB", f"{way['estimate_mib']:,.0f} MiB"
+        loading = f"{way['stages_ms']['load'] / 1e3:.1f} s"
+        rows.append([name, *memory, price, loading, _picture(way)])
     columns = ["residency", "peak memory", "estimate", "time of a step", "loading", "picture"]
-    facts = report["machine"]
+    facts, first = report["machine"], next(iter(report["ways"].values()))
     return (
-        f"{report['bundle']}, weights {base['weights_mib']:,.0f} MiB in fp32, largest working "
-        f"memory of one graph {base['largest_working_mib']:,.0f} MiB by its shapes; ONNX Runtime "
+        f"{report['bundle']}, weights {first['weights_mib']:,.0f} MiB in fp32; ONNX Runtime "
         f"{facts['libraries']['onnxruntime']}, {facts['cores']} cores of {facts['cpu']}, busy with "
-        "other work. Time of a step is processor time over that of the first residency; loading is "
-        "by the clock, all graphs together.\n\n" + markdown(columns, rows)
+        "other work. Time of a step is processor time over that of `all`; loading is by the clock, "
+        "all graphs together; the picture is compared with that of `all`.\n\n"
+        + markdown(columns, rows)
     )
+
+
+def _picture(way: Report) -> str:
+    if "psnr_db" not in way:
+        return "-"
+    return "equal" if way["psnr_db"] is None else f"{way['psnr_db']:.1f} dB"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from typing import Any, Final
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.lesser_cpus import lesser_cpus_table
+from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios
 from benchmarks.peers_table import peers_table
 from benchmarks.plan_builds import plans_report
@@ -43,6 +45,7 @@ PAGES: Final = tuple(
         "docs/speed.md",
         "docs/devices.md",
         "docs/tensorrt.md",
+        "docs/memory.md",
         "docs/benchmarks.md",
     )
 )
@@ -240,6 +243,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
     "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
     "plan_builds": lambda: plans_report(read(RESULTS / "plan_builds_shapes.json")),
+    "memory_sd15": lambda: memory_table(read(RESULTS / "memory_sd15.json")),
+    "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
+    "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 
