@@ -20,6 +20,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.device_ratios import devices_table, starts_table
+from benchmarks.int8 import int8_table
 from benchmarks.paired import estimate, ratios
 from benchmarks.reports import ROOT
 from benchmarks.reports import markdown as table
@@ -212,6 +213,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_parity": sampler_parity,
     "sampler_quality": sampler_quality,
     "savings": savings,
+    "int8": lambda: int8_table(read(RESULTS / "int8.json")),
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),

@@ -13,7 +13,7 @@ from edgediffusion.tokenizer import Tokenizer
 from edgediffusion_export.architecture import check_size, check_tiles
 from edgediffusion_export.bundle import Staging
 from edgediffusion_export.graphs import NETWORKS, Network, graph_specs
-from edgediffusion_export.options import ExportOptions
+from edgediffusion_export.options import INT8, ExportOptions
 from edgediffusion_export.source import Checkpoint
 from edgediffusion_export.tiling import tiled
 
@@ -64,7 +64,8 @@ class Job:
         self._done = 0
         graphs = sum(len(self.specs(network, "fp32")) for network in self.networks)
         per_network = _STEPS_PER_NETWORK * len(self.networks)
-        self._total = _OWN_STEPS + per_network + _STEPS_PER_GRAPH * graphs
+        own = _OWN_STEPS + (options.precision == INT8)
+        self._total = own + per_network + _STEPS_PER_GRAPH * graphs
 
     def specs(self, network: Network, precision: Precision) -> list[GraphSpec]:
         """The graphs that a network gets."""

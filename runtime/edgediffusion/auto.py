@@ -33,13 +33,11 @@ class Use:
     error: float | None = None
 
 
-def candidates(int8: bool = False) -> tuple[Candidate, ...]:
-    """Return the devices that ``auto`` tries here for a bundle, the most promising one first.
+def candidates() -> tuple[Candidate, ...]:
+    """Return the devices that ``auto`` tries here, the most promising one first.
 
     docs/devices.md has the measurements behind this rule.
     """
-    if int8:
-        return (Candidate("cpu", _why_int8()),)
     if not computes_bf16():
         return (Candidate("cpu", "without AMX nothing is reliably faster here"),)
     if is_installed():
@@ -49,12 +47,17 @@ def candidates(int8: bool = False) -> tuple[Candidate, ...]:
     return (Candidate("cpu", f"it is what works on this CPU{hint}"),)
 
 
-def _why_int8() -> str:
+def int8_candidates() -> tuple[Candidate, ...]:
+    """Return the devices that ``auto`` tries for int8 bundles, and what else would do here.
+
+    ``cpu`` computes every kind of them in integers; OpenVINO is no faster where it was measured.
+    """
+    why = "it computes int8 bundles with the CPU's integer dot products"
     if computes_bf16():
-        return "it computes this int8 bundle; OpenVINO in bf16 is likely faster with an fp32 bundle"
-    if computes_int8():
-        return "it computes this int8 bundle with the CPU's integer dot products"
-    return "it computes this int8 bundle, but without VNNI an fp32 bundle may be as fast"
+        why = "it computes int8 bundles; OpenVINO in bf16 may be as fast here with an fp32 bundle"
+    elif not computes_int8():
+        why = "it computes int8 bundles, but without VNNI an fp32 bundle may be as fast here"
+    return (Candidate("cpu", why),)
 
 
 class Chooser:
@@ -73,8 +76,8 @@ class Chooser:
         if not self._proves:
             libraries_of(name)  # what is missing is said now, not at the first graph
         named = (Candidate(device, "asked for by name"),)
-        int8 = bundle.manifest.precision == "int8"
-        self._candidates = candidates(int8) if self._proves else named
+        offered = int8_candidates if bundle.manifest.precision == "int8" else candidates
+        self._candidates = offered() if self._proves else named
         self._uses: dict[str, Use] = {}
         self._passed_over: dict[str, str] = {}
 
