@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
+from benchmarks.int8 import int8_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios
@@ -235,6 +236,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_quality": sampler_quality,
     "savings": savings,
     "plots": plots,
+    "int8": lambda: int8_table(read(RESULTS / "int8.json")),
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
@@ -243,7 +245,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
     "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
     "plan_builds": lambda: plans_report(read(RESULTS / "plan_builds_shapes.json")),
-    "memory_sd15": lambda: memory_table(read(RESULTS / "memory_sd15.json")),
+    "memory_sd15": lambda: where_measured("memory_sd15.json", memory_table),
     "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
     "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),

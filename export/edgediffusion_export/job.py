@@ -13,7 +13,7 @@ from edgediffusion.tokenizer import Tokenizer
 from edgediffusion_export.architecture import check_decoder_tile, check_size, check_tiles
 from edgediffusion_export.bundle import Staging
 from edgediffusion_export.graphs import DECODERS, NETWORKS, Network, graph_specs
-from edgediffusion_export.options import ExportOptions
+from edgediffusion_export.options import INT8, ExportOptions
 from edgediffusion_export.plans import check_target, plan_groups
 from edgediffusion_export.source import Checkpoint
 from edgediffusion_export.tiling import tiled
@@ -69,8 +69,9 @@ class Job:
         per_network = _STEPS_PER_NETWORK * len(self.networks)
         check_target(options)
         self.plan_groups = plan_groups(options)
+        own = _OWN_STEPS + (options.precision == INT8)
         per_graph = _STEPS_PER_GRAPH + bool(self.plan_groups)
-        self._total = _OWN_STEPS + per_network + per_graph * graphs
+        self._total = own + per_network + per_graph * graphs
 
     def specs(self, network: Network, precision: Precision) -> list[GraphSpec]:
         """The graphs that a network gets."""

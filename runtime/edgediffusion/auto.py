@@ -39,13 +39,13 @@ class Use:
     error: float | None = None
 
 
-def candidates(int8: bool = False) -> tuple[Candidate, ...]:
-    """Return the devices that ``auto`` tries here for a bundle, the most promising one first.
+def candidates() -> tuple[Candidate, ...]:
+    """Return the devices that ``auto`` tries here, the most promising one first.
 
     A GPU that works comes first; one that does not is passed over, and the reason is kept.
     """
-    first, *rest = _on_the_cpu(int8)
-    if int8 or not has_cuda():
+    first, *rest = _on_the_cpu()
+    if not has_cuda():
         return (first, *rest)
     try:
         gpu = require_cuda()
@@ -54,10 +54,8 @@ def candidates(int8: bool = False) -> tuple[Candidate, ...]:
     return (Candidate("cuda", f"there is an {gpu.name} with its libraries"), first, *rest)
 
 
-def _on_the_cpu(int8: bool) -> tuple[Candidate, ...]:
+def _on_the_cpu() -> tuple[Candidate, ...]:
     """docs/devices.md has the measurements behind this rule."""
-    if int8:
-        return (Candidate("cpu", _why_int8()),)
     if not computes_bf16():
         return (Candidate("cpu", "without AMX nothing is reliably faster here"),)
     if is_installed():
@@ -67,12 +65,17 @@ def _on_the_cpu(int8: bool) -> tuple[Candidate, ...]:
     return (Candidate("cpu", f"it is what works on this CPU{hint}"),)
 
 
-def _why_int8() -> str:
+def int8_candidates() -> tuple[Candidate, ...]:
+    """Return the devices that ``auto`` tries for int8 bundles, and what else would do here.
+
+    ``cpu`` computes every kind of them in integers; OpenVINO is no faster where it was measured.
+    """
+    why = "it computes int8 bundles with the CPU's integer dot products"
     if computes_bf16():
-        return "it computes this int8 bundle; OpenVINO in bf16 is likely faster with an fp32 bundle"
-    if computes_int8():
-        return "it computes this int8 bundle with the CPU's integer dot products"
-    return "it computes this int8 bundle, but without VNNI an fp32 bundle may be as fast"
+        why = "it computes int8 bundles; OpenVINO in bf16 may be as fast here with an fp32 bundle"
+    elif not computes_int8():
+        why = "it computes int8 bundles, but without VNNI an fp32 bundle may be as fast here"
+    return (Candidate("cpu", why),)
 
 
 class Chooser:
@@ -200,5 +203,7 @@ def _candidates_for(device: str, manifest: Manifest, limited: bool) -> tuple[Can
         return (Candidate(device, "asked for by name"),)
     if limited:
         return (Candidate("cpu", "its memory is known, for max_memory"),)
+    if manifest.precision == "int8":
+        return int8_candidates()
     gpus = (Candidate(*each) for each in promising(manifest))
-    return (*gpus, *candidates(manifest.precision == "int8"))
+    return (*gpus, *candidates())

@@ -297,3 +297,21 @@ def test_openvino_proves_itself_in_the_arithmetic_of_this_machine(
     with chooser.open(chooser._bundle.graph("text_encoder")) as engine:
         assert (chooser.device, chooser.arithmetic) == ("openvino", engine.arithmetic)
     assert "1 graph proven" in chooser.reason
+
+
+@pytest.mark.parametrize(
+    ("bf16", "int8", "why"),
+    [
+        (True, True, "OpenVINO in bf16 may be as fast here with an fp32 bundle"),
+        (False, True, "with the CPU's integer dot products"),
+        (False, False, "without VNNI an fp32 bundle may be as fast here"),
+    ],
+)
+def test_int8_bundles_run_on_the_cpu_and_auto_says_what_else_would_do(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, int8: bool, why: str
+) -> None:
+    monkeypatch.setattr(auto, "computes_bf16", lambda: bf16)
+    monkeypatch.setattr(auto, "computes_int8", lambda: int8)
+    (found,) = auto.int8_candidates()
+    assert found.device == "cpu"
+    assert why in found.why

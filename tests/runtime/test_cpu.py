@@ -62,3 +62,12 @@ def test_a_system_that_tells_no_flags_has_no_bf16() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the flags")
 def test_this_machine_tells_its_flags() -> None:
     assert cpu.read_cpu()[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "fast"),
+    [("avx512_vnni", True), ("avx_vnni", True), ("asimddp", True), ("avx512f", False)],
+)
+def test_int8_pays_with_dot_products(cpuinfo: Path, more: str, fast: bool) -> None:
+    cpuinfo.write_text(INFO.format(more=more))
+    assert cpu.computes_int8() is fast

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import edgediffusion as ed
-from edgediffusion.engine import Engine, open_engine, resolve_device
+from edgediffusion import engine_ort
+from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
 
 
@@ -77,6 +78,19 @@ def test_opening_a_graph_leaves_the_hosts_floating_point_alone(demo: Path) -> No
     with open_unet(demo) as engine:
         engine(**{t.name: np.zeros(t.shape, t.dtype) for t in engine.spec.inputs})
         assert np.float64(5e-324) * np.float64(1.0) > 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_int8_kernels_are_exact_where_the_cpu_has_no_dot_products(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(engine_ort, "computes_int8", lambda: fast)
+    options = engine_ort.session_options(EngineOptions())
+    if fast:
+        with pytest.raises(RuntimeError, match="does not have configuration"):
+            options.get_session_config_entry("session.x64quantprecision")
+    else:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_auto_is_a_device_that_runs_here() -> None:

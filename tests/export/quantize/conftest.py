@@ -11,9 +11,15 @@ from tests.export.conftest import export_tiny
 
 @pytest.fixture(scope="session")
 def dynamic_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with dynamic int8 on the UNet's linears. Nobody may change it."""
+    """The tiny checkpoint with dynamic int8 of 7-bit weights. Nobody may change it."""
     folder = tmp_path_factory.mktemp("int8")
-    return export_tiny(checkpoint, folder / "dynamic", precision="int8-dynamic", batches=(2,))
+    return export_tiny(
+        checkpoint,
+        folder / "dynamic",
+        precision="int8-dynamic",
+        reduce_range=True,
+        batches=(2,),
+    )
 
 
 @pytest.fixture(scope="session")

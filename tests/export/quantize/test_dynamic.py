@@ -46,6 +46,9 @@ def test_weights_are_int8_on_disk_and_say_where_they_come_from(
     assert small == {name for name in tensors if ".attn" in name or ".ff." in name} - {
         name for name in tensors if name.endswith("bias")
     }
+    peaks = {int(np.abs(stored[name].astype(int)).max()) for name in small}
+    assert peaks == {63}, "a reduced range"
+    assert "7-bit weights, int8" in str(manifest.components["unet"].graphs[0].note)
     for name in small:
         assert tensors[name].source == name
         assert tensors[name].transforms == ("transpose", "quantize:int8")

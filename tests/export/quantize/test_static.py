@@ -66,13 +66,12 @@ def test_convolutions_and_linears_run_as_integers(static_bundle: Path, tmp_path:
     ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     made = operators(tmp_path, "optimised.onnx")
     asked = operators(static_bundle, "unet/64x64.b2.onnx")
-    float_graph = operators(static_bundle, "unet/64x64.b2.onnx")
     convs = asked["Conv"] - made["Conv"] - made["FusedConv"]
     assert made["QLinearConv"] == convs > 0
     assert made["MatMulIntegerToFloat"] > 0
     weights = load_file(static_bundle / "unet" / "weights.safetensors")
     int8 = sum(array.dtype == np.int8 for array in weights.values())
-    assert made["QLinearConv"] + made["MatMulIntegerToFloat"] == int8, float_graph
+    assert made["QLinearConv"] + made["MatMulIntegerToFloat"] == int8
 
 
 def test_the_graphs_share_int8_weights_that_say_where_they_come_from(
@@ -80,6 +79,9 @@ def test_the_graphs_share_int8_weights_that_say_where_they_come_from(
 ) -> None:
     tensors = manifest.components["unet"].tensors
     stored = load_file(static_bundle / "unet" / "weights.safetensors")
+    assert (
+        max(int(np.abs(a.astype(int)).max()) for a in stored.values() if a.dtype == np.int8) == 127
+    )
     for name, array in stored.items():
         done = tensors[name].transforms
         assert (array.dtype == np.int8) == ("quantize:int8" in done), name
@@ -117,4 +119,4 @@ def test_auto_takes_the_cpu_and_says_why(static_bundle: Path) -> None:
     with ed.Pipeline.open(static_bundle, device="auto") as pipe:
         result = pipe.generate(ed.Request(prompt="a red circle", steps=2, seed=1))
     assert (result.device, result.arithmetic) == ("cpu", "fp32+int8")
-    assert "it computes this int8 bundle" in result.device_reason
+    assert "it computes int8 bundles" in result.device_reason
