@@ -25,13 +25,12 @@ from rich.console import Console
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.rounds import measure
-
 import edgediffusion as ed
 from benchmarks.reports import head, write_report
 from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.manifest import GraphSpec
+from edgediffusion.rounds import measure
 from edgediffusion_export.quantize.dynamic import quantize_dynamically
 from edgediffusion_export.quantize.integers import WEIGHT_LEVELS, Grid
 from edgediffusion_export.quantize.layers import find_layers

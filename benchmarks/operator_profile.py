@@ -116,7 +116,9 @@ def _run_profiled(bundle: Bundle, spec: GraphSpec, options: Options) -> list[dic
     with tempfile.TemporaryDirectory() as folder:
         chosen.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(
-            str(bundle.file(spec.file)), sess_options=chosen, providers=["CPUExecutionProvider"]
+            str(bundle.file(spec.files[-1])),
+            sess_options=chosen,
+            providers=["CPUExecutionProvider"],
         )
         for _ in range(options.rounds + 1):
             session.run(None, inputs)

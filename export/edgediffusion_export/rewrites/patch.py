@@ -59,7 +59,9 @@ class Patch:
         """Let ``value`` be what the node gave, and remove the node."""
         (old,) = self._node.outputs
         value.shape, value.type = old.shape, old.type
-        old.replace_all_uses_with(value)
+        if old.is_graph_output():
+            value.name, old.name = old.name, value.name
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
         self._graph.remove(self._node, safe=True)
 
 

@@ -147,7 +147,7 @@ def filter_minimally(model: ir.Model) -> int:
 
 def _match(node: ir.Node) -> Convolution | None:
     """Read a node as a 3x3 convolution that keeps the size of its input."""
-    if node.op_type != "Conv" or node.outputs[0].is_graph_output():
+    if node.op_type != "Conv":
         return None
     shape, taps = static_shape(node.inputs[0]), static_shape(node.inputs[1])
     plain = all(attribute(node, name, value) == value for name, value in _PLAIN.items())
