@@ -125,8 +125,8 @@ def test_importing_the_command_loads_no_torch() -> None:
     [
         (["--size", "61x64"], "the nearest are 48x64 or 64x64"),
         (["--size", "big"], "size 'big' is not HEIGHTxWIDTH"),
-        (["--precision", "int8"], "unknown precision 'int8'"),
-        (["--target", "cuda"], "unknown target 'cuda'"),
+        (["--precision", "int4"], "unknown precision 'int4'"),
+        (["--target", "cuda12"], "unknown target 'cuda12': did you mean cuda?"),
         (["--steps", "0"], "steps must be at least 1"),
         (["--chunks", "0"], "chunks must be from 1 to 16, got 0"),
     ],

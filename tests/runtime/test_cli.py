@@ -13,6 +13,7 @@ from PIL import Image
 import edgediffusion as ed
 from edgediffusion.bench import BenchOptions, bench
 from edgediffusion.cli import _embeddings, main
+from edgediffusion.engine import BACKENDS
 from edgediffusion.engine_cache import EngineCache, engine_cache
 from edgediffusion.hashing import SELF_TESTS, remember
 
@@ -167,7 +168,8 @@ def test_devices_says_what_works_and_why_not(capsys: pytest.CaptureFixture[str])
     assert main(["devices"]) == 0
     shown = capsys.readouterr().out
     assert "yes cpu" in shown
-    assert "not supported by this version" in shown
+    for name in BACKENDS:  # each has its row; which of them work is the machine's affair
+        assert any(line.split()[1:2] == [name] for line in shown.splitlines()), name
 
 
 def test_cache_shows_what_is_kept_and_clear_empties_it(
