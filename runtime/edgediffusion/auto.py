@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+import msgspec
+
 from edgediffusion.bundle import Bundle
 from edgediffusion.cpu import computes_bf16, computes_int8
 from edgediffusion.cuda_provider import is_installed as has_cuda
@@ -98,6 +100,7 @@ class Chooser:
         name = resolve_device("cpu" if limited else device)
         self._bundle = bundle
         self._options = options
+        self._limited = limited
         self._proves = device == "auto" or device in COMPILERS
         if device != "auto":
             libraries_of(name)  # what is missing is said now, not at the first graph
@@ -131,6 +134,8 @@ class Chooser:
         lean : spend time to save memory, as `EngineOptions` says.
         """
         options = replace(self._options, lean=lean or self._options.lean)
+        if options.lean or self._limited:  # the weights of rewritten graphs take more memory
+            spec = msgspec.structs.replace(spec, fp32=None)
         failures: dict[str, DeviceError | EngineError] = {}
         for device, _ in self._candidates:
             try:
