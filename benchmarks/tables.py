@@ -216,7 +216,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
-    "plan_builds": lambda: plans_report(read(RESULTS / "plan_builds_shapes.json")),
+    "plan_builds": lambda: "\n\n".join(
+        plans_report(read(RESULTS / f"plan_builds_{model}.json")) for model in ("sd15", "shapes")
+    ),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }
 
