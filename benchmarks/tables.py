@@ -244,7 +244,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
     "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
-    "plan_builds": lambda: plans_report(read(RESULTS / "plan_builds_shapes.json")),
+    "plan_builds": lambda: "\n\n".join(
+        plans_report(read(RESULTS / f"plan_builds_{model}.json")) for model in ("sd15", "shapes")
+    ),
     "memory_sd15": lambda: where_measured("memory_sd15.json", memory_table),
     "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
     "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
