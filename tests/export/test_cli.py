@@ -112,7 +112,10 @@ def test_importing_the_command_loads_no_torch() -> None:
     [
         (["--size", "61x64"], "the nearest are 48x64 or 64x64"),
         (["--size", "big"], "size 'big' is not HEIGHTxWIDTH"),
-        (["--precision", "int8"], "unknown precision 'int8'"),
+        (["--precision", "int4"], "unknown precision 'int4'"),
+        (["--precision", "int8"], "precision int8 needs prompts to calibrate with"),
+        (["--calibrate", "prompts.txt"], "calibration is for --precision int8 only"),
+        (["--reduce-range"], "a reduced range is for int8 weights"),
         (["--target", "cuda"], "unknown target 'cuda'"),
         (["--steps", "0"], "steps must be at least 1"),
         (["--chunks", "0"], "chunks must be from 1 to 16, got 0"),
