@@ -90,10 +90,11 @@ def main(
     report = begin(out, opened, steps)
     for way in ways(tile):
         if way.name not in report["ways"] and residency in (None, way.residency):
-            found = measure(bundle, way, steps, work) | expected(opened, way, steps)
-            report["ways"][way.name] = found
+            report["ways"][way.name] = measure(bundle, way, steps, work)
+        if way.name in report["ways"]:
+            report["ways"][way.name] |= expected(opened, way, steps)
             write_report(out, report)
-    if all(way.name in report["ways"] for way in ways(tile)):
+    if all((work / f"{way.residency}.npz").exists() for way in ways(tile)):
         for way in ways(tile):
             report["ways"][way.name] |= likeness(work, way)
         write_report(out, report)
