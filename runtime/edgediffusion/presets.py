@@ -13,7 +13,6 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
                 "steps": 10,
                 "sampler": "dpmpp_2s",
                 "guidance_interval": (1.0, float("inf")),
-                "decoder": "tiny",
             }
         ),
     }

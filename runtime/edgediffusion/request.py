@@ -135,7 +135,7 @@ class Plan:
 
 def plan_request(request: Request, bundle: Bundle) -> Plan:
     """Fill in the preset and the bundle's defaults, and check the request; raises RequestError."""
-    request = _with_preset(request, bundle)
+    request = _with_preset(request)
     defaults = bundle.manifest.defaults
     steps = defaults.steps if request.steps is None else request.steps
     guidance = defaults.guidance if request.guidance is None else request.guidance
@@ -212,14 +212,12 @@ def request_from_recipe(recipe: dict[str, Any]) -> Request:
     return Request(**chosen)
 
 
-def _with_preset(request: Request, bundle: Bundle) -> Request:
-    """Fill fields that are None; a tiny decoder only where the bundle has one."""
+def _with_preset(request: Request) -> Request:
+    """Fill fields that are None."""
     if request.preset is None:
         return request
     _check_choice("preset", request.preset, list(PRESETS))
-    preset = dict(PRESETS[request.preset])
-    if TINY_DECODER not in bundle.manifest.components:
-        preset.pop("decoder", None)
+    preset = PRESETS[request.preset]
     chosen = {name: value for name, value in preset.items() if getattr(request, name) is None}
     return replace(request, **chosen, preset=None)
 

@@ -16,7 +16,6 @@ def test_a_preset_fills_what_the_request_leaves_open(demo: Path) -> None:
     plan = plan_request(ed.Request(preset="fast"), ed.Bundle.open(demo))
     assert (plan.steps, plan.sampler) == (FAST["steps"], FAST["sampler"])
     assert plan.savings.guidance_interval == FAST["guidance_interval"]
-    assert plan.decoder == "vae_tiny_decoder"
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ def test_a_preset_fills_what_the_request_leaves_open(demo: Path) -> None:
     [
         ({"steps": 3}, ("steps", 3)),
         ({"sampler": "euler"}, ("sampler", "euler")),
-        ({"decoder": "full"}, ("decoder", "vae_decoder")),
+        ({"decoder": "tiny"}, ("decoder", "vae_tiny_decoder")),
     ],
 )
 def test_what_the_request_says_itself_stays(
@@ -32,12 +31,6 @@ def test_what_the_request_says_itself_stays(
 ) -> None:
     plan = plan_request(ed.Request(preset="fast", **asked), ed.Bundle.open(demo))
     assert getattr(plan, seen[0]) == seen[1]
-
-
-def test_a_bundle_without_a_tiny_decoder_takes_the_full_one(demo: Path) -> None:
-    bundle = ed.Bundle.open(demo)
-    bundle.manifest.components.pop("vae_tiny_decoder")
-    assert plan_request(ed.Request(preset="fast"), bundle).decoder == "vae_decoder"
 
 
 def test_an_unknown_preset_is_refused_with_the_near_one(demo: Path) -> None:
