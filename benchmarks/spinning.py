@@ -22,11 +22,11 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import edgediffusion as ed
+from benchmarks.lesser_cpus import graphs_of
 from benchmarks.paired import estimate, ratios
 from benchmarks.reports import head, markdown, write_report
 from edgediffusion.engine_ort import SPINNING
 from edgediffusion.golden import golden_inputs, read_tensors
-from edgediffusion.manifest import PLAIN
 from edgediffusion.timing import time_call
 
 SCHEMA: Final = "edgediffusion-spinning/1"
@@ -55,9 +55,7 @@ def open_session(path: Path, way: Mapping[str, str]) -> ort.InferenceSession:
 def measure(bundle: ed.Bundle, rounds: int) -> dict[str, dict[str, Any]]:
     """Samples of each graph that a picture needs, way by way, entry i of all side by side."""
     found = {}
-    for name in ("text_encoder", "unet", "vae_decoder"):
-        plain = (g for g in bundle.manifest.components[name].graphs if g.variant == PLAIN)
-        spec = max(plain, key=lambda graph: graph.batch)
+    for spec in graphs_of(bundle):
         tensors = read_tensors(bundle.file(bundle.component_of(spec).golden))
         inputs = golden_inputs(spec.golden[0], spec, tensors)
         sessions = {way: open_session(bundle.file(spec.file), o) for way, o in WAYS.items()}
@@ -92,8 +90,8 @@ def spinning_table(report: Mapping[str, Any]) -> str:
             burnt = estimate(samples["idle_ms_per_s"]).median
             spread = f"{time_.median:.2f} ({time_.low:.2f} to {time_.high:.2f})"
             rows.append([f"`{file}`", way, spread, f"{burnt:.1f}"])
-    head = ["graph", "waiting threads spin", "time of a call", "ms of a core per idle second"]
-    return markdown(head, rows)
+    columns = ["graph", "waiting threads spin", "time of a call", "ms of a core per idle second"]
+    return markdown(columns, rows)
 
 
 def main(

@@ -97,13 +97,12 @@ class Chooser:
             raise RequestError(
                 f"max_memory is known for device 'cpu' only, got {device!r}: leave one of them out"
             )
-        name = resolve_device("cpu" if limited else device)
         self._bundle = bundle
         self._options = options
         self._limited = limited
         self._proves = device == "auto" or device in COMPILERS
         if device != "auto":
-            libraries_of(name)  # what is missing is said now, not at the first graph
+            libraries_of(resolve_device(device))  # what is missing is said now, not at a graph
         self._candidates = _candidates_for(device, bundle.manifest, limited)
         self._uses: dict[str, Use] = {}
         self._passed_over: dict[str, str] = {}

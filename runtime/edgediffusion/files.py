@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -46,3 +47,8 @@ def _open_to_others(path: Path) -> None:
         mask = os.umask(0)
         os.umask(mask)
         path.chmod(0o666 & ~mask)
+
+
+def bare_name(file: str) -> str:
+    """The name of a file without its folder, whichever system's separators it was written with."""
+    return re.split(r"[\\/]", file)[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from edgediffusion.bundle import say_size
 from edgediffusion.engine import Engine
 from edgediffusion.errors import RequestError
+from edgediffusion.files import bare_name
 from edgediffusion.image import Float, Pixels, require_finite
 from edgediffusion.manifest import LatentSpec
 from edgediffusion.noise import NoiseSource
@@ -107,7 +107,7 @@ def start_from_recipe(entry: Mapping[str, str] | None) -> StartImage | None:
         raise RequestError(
             "the recipe began from an array, which it does not hold: pass image= once more"
         )
-    return StartImage(re.split(r"[\\/]", entry["file"])[-1], entry["sha256"])
+    return StartImage(bare_name(entry["file"]), entry["sha256"])
 
 
 def _read(wanted: StartImage) -> tuple[Pixels, str]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.errors import RequestError
+from edgediffusion.files import bare_name
 
 Float = NDArray[np.float32]
 
@@ -114,8 +115,7 @@ def recipe_entry(embedding: TextualInversion | str | os.PathLike[str]) -> dict[s
 
 def embedding_from_recipe(entry: Mapping[str, str]) -> TextualInversion:
     """Read what ``recipe_entry`` wrote; a stranger's picture chooses no folder to look in."""
-    file = re.split(r"[\\/]", entry["file"])[-1]
-    return TextualInversion(file, entry["name"], entry["sha256"])
+    return TextualInversion(bare_name(entry["file"]), entry["name"], entry["sha256"])
 
 
 def user_embeddings() -> Path:
