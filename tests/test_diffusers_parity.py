@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,15 @@ PSNR_DB = 60.0
 
 
 @pytest.fixture(scope="module")
-def reference() -> Any:
-    """diffusers' own pipeline on the demo checkpoint, upcast to fp32."""
-    return diffusers_pipeline(CHECKPOINT)
+def reference() -> Iterator[Any]:
+    """diffusers' own pipeline on the demo checkpoint, upcast to fp32, on one thread.
+
+    pndm makes much of roundings, and PyTorch's are other ones with each number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield diffusers_pipeline(CHECKPOINT)
+    torch.set_num_threads(threads)
 
 
 def diffusers_picture(
