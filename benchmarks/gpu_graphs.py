@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.checkpoints import TOUCH_UP, Model, mean_and_std, skeleton
-from benchmarks.gpu_pieces import TEXT_WIDTHS, Piece
-from edgediffusion.manifest import DeviceGraph, GraphSpec, TensorSpec
+from benchmarks.gpu_pieces import Piece
+from edgediffusion.manifest import STABLE_DIFFUSION, XL, DeviceGraph, GraphSpec, TensorSpec
 from edgediffusion_export.cuda_graph import fuse_for_cuda, fused_operators
-from edgediffusion_export.graphs import NETWORKS, UNPROVEN, Network, Tensor
+from edgediffusion_export.graphs import NETWORKS_OF, UNPROVEN, Network
 from edgediffusion_export.onnx_export import export_graph
 
 _DATA: Final = "weights.data"
@@ -108,38 +108,21 @@ def seeded_inputs(spec: GraphSpec) -> dict[str, NDArray[Any]]:
     return made
 
 
-def _denoise_xl(
-    model: Any,
-    sample: torch.Tensor,
-    timestep: torch.Tensor,
-    text: torch.Tensor,
-    pooled: torch.Tensor,
-    sizes: torch.Tensor,
-) -> Any:
-    """SDXL's UNet, which also takes the pooled text and six numbers about the picture's size."""
-    more = {"text_embeds": pooled, "time_ids": sizes}
-    return model(sample, timestep, text, added_cond_kwargs=more, return_dict=False)[0]
-
-
 def _network(piece: Piece) -> Network:
-    network = next(each for each in NETWORKS if each.name == piece.part)
-    if piece.architecture != "sdxl":
-        return network
-    # float32, or diffusers joins numbers of two kinds, which ONNX has no operator for
-    more = (
-        Tensor("text_embeds", ("batch", "pooled"), "float32"),
-        Tensor("time_ids", ("batch", "sizes"), "float32"),
-    )
-    return replace(network, call=_denoise_xl, inputs=(*network.inputs, *more))
+    family = XL if piece.architecture == "sdxl" else STABLE_DIFFUSION
+    return next(each for each in NETWORKS_OF[family] if each.name == piece.part)
 
 
 def _spec(piece: Piece, network: Network, model: Model) -> GraphSpec:
-    width = TEXT_WIDTHS[piece.architecture]
+    config = model.config
+    width = config.get("hidden_size", 0)
     sides = {
         "one": 1, "batch": piece.rows, "channels": 4, "colours": 3, "tokens": _TOKENS,
-        "context": _TOKENS, "features": model.config.get("cross_attention_dim", width),
+        "context": _TOKENS, "features": config.get("cross_attention_dim", 0),
         "latent_height": piece.size // 8, "latent_width": piece.size // 8,
-        "height": piece.size, "width": piece.size, "pooled": 1280, "sizes": 6,
+        "height": piece.size, "width": piece.size, "pooled": 1280, "size_numbers": 6,
+        "text_width": width,
+        "text_pooled": config["projection_dim"] if piece.part == "text_encoder_2" else width,
     }  # fmt: skip
     tensors = [
         tuple(

@@ -14,23 +14,24 @@ import numpy as np
 import torch
 
 from benchmarks.architectures import ARCHITECTURES
+from benchmarks.checkpoints import Architecture
 from benchmarks.gpu_graphs import Subject, prepared
-from benchmarks.gpu_pieces import STEPS, Piece
+from benchmarks.gpu_pieces import PARTS, STEPS, Piece
 from benchmarks.workloads import SCHEDULER
 from edgediffusion.calls import Call
 from edgediffusion.denoiser import Denoiser
 from edgediffusion.engine import Engine
 from edgediffusion.image import to_pixels
-from edgediffusion.manifest import PLAIN
+from edgediffusion.manifest import PLAIN, TEXT_ENCODERS
 from edgediffusion.noise import noise_source
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import schedule_from_config
+from edgediffusion.text_conditions import join_states, time_ids, unet_rows
+from edgediffusion.text_encoder import States
 from edgediffusion.unet import Unet
 from edgediffusion_export.graphs import Traced
 
-PARTS: Final = ("text_encoder", "unet", "vae_decoder")
 GUIDANCE: Final = 7.5
-SCALE: Final = 0.18215
 SIGMA: Final = 14.6
 
 Subjects = Mapping[str, Subject]
@@ -39,9 +40,9 @@ Picture = Callable[[], object]
 
 @contextmanager
 def prepared_parts(piece: Piece) -> Iterator[dict[str, Subject]]:
-    """Build and trace the three networks of a picture."""
+    """Build and trace the networks of a picture."""
     with ExitStack() as stack:
-        pieces = {part: replace(piece, part=part) for part in PARTS}
+        pieces = {part: replace(piece, part=part) for part in PARTS[piece.architecture]}
         yield {part: stack.enter_context(prepared(each)) for part, each in pieces.items()}
 
 
@@ -52,7 +53,7 @@ def ours(
 
     own_share : gets, for each picture, the part of its steps that was not spent in the engine.
     """
-    config = {**ARCHITECTURES["sd15"].scheduler, **SCHEDULER}
+    config = {**_architecture(subjects).scheduler, **SCHEDULER}
     schedule = schedule_from_config(config, steps=steps)
     return partial(_ours, subjects, engines, schedule, own_share)
 
@@ -60,11 +61,15 @@ def ours(
 def _ours(
     subjects: Subjects, engines: Mapping[str, Engine], schedule: Any, own: list[float]
 ) -> Any:
-    tokens = subjects["text_encoder"].inputs
-    states = [engines["text_encoder"](**tokens)["last_hidden_state"] for _ in range(2)]
+    texts = _texts(subjects)
+    states = [
+        join_states([States(*engines[name](**subjects[name].inputs).values()) for name in texts])
+        for _ in range(2)
+    ]
+    rows = unet_rows(states, _size(subjects), "clip" if len(texts) == 1 else "clip-pair")
     unet = Unet({2: engines["unet"]})
     calls = [Call(guided=True)] * len(schedule.rows)
-    denoiser = Denoiser({PLAIN: unet}, calls, np.concatenate(states), GUIDANCE)
+    denoiser = Denoiser({PLAIN: unet}, calls, rows, GUIDANCE)
     noise = noise_source([7])
     shape = (1, *subjects["unet"].spec.inputs[0].shape[1:])
     start = noise(shape)
@@ -72,7 +77,7 @@ def _ours(
     for state in trajectory(schedule, denoiser, start, rng=noise):
         latents = state.latents
     own.append(1 - sum(denoiser.engine_ms) / ((time_ns() - begun) / 1e6))
-    scaled = (latents / np.float32(SCALE)).astype(np.float16)
+    scaled = (latents / np.float32(_scale(subjects))).astype(np.float16)
     return to_pixels(engines["vae_decoder"](latent_sample=scaled)["sample"])
 
 
@@ -91,17 +96,45 @@ def rivals(subjects: Subjects, *, compiled: bool, place: str, steps: int = STEPS
 
 
 def _rivals(subjects: Subjects, nets: Mapping[str, Any], place: str, steps: int) -> Any:
-    tokens = torch.from_numpy(subjects["text_encoder"].inputs["input_ids"]).to(place)
+    texts = _texts(subjects)
+    tokens = [torch.from_numpy(subjects[n].inputs["input_ids"]).to(place) for n in texts]
     shape = (1, *subjects["unet"].spec.inputs[0].shape[1:])
     levels = np.linspace(SIGMA, 0, steps + 1).tolist()
     with torch.no_grad():
-        states = [nets["text_encoder"](tokens)[0].clone() for _ in range(2)]
-        context = torch.cat(states)
+        made = [
+            [
+                [out.clone() for out in nets[name](ids)]
+                for name, ids in zip(texts, tokens, strict=True)
+            ]
+            for _ in range(2)
+        ]
+        given = [torch.cat([torch.cat([out[0] for out in each], dim=-1) for each in made])]
+        if len(texts) > 1:
+            sizes = torch.from_numpy(time_ids(_size(subjects))).to(place)
+            given += [torch.cat([each[-1][1] for each in made]).float(), sizes.repeat(2, 1)]
         x = torch.randn(shape, device=place) * SIGMA
         for level, after in itertools.pairwise(levels):
-            given = torch.cat([x, x]).half() / (level**2 + 1) ** 0.5
+            seen = torch.cat([x, x]).half() / (level**2 + 1) ** 0.5
             moment = torch.full((1,), 999 * level / SIGMA, device=place)
-            negative, positive = nets["unet"](given, moment, context).float().chunk(2)
+            negative, positive = nets["unet"](seen, moment, *given).float().chunk(2)
             x = x + (after - level) * (negative + GUIDANCE * (positive - negative))
-        picture = nets["vae_decoder"]((x / SCALE).clamp(-60, 60).half())
+        picture = nets["vae_decoder"]((x / _scale(subjects)).clamp(-60, 60).half())
         return ((picture / 2 + 0.5).clamp(0, 1) * 255).byte().cpu().numpy()
+
+
+def _architecture(subjects: Subjects) -> Architecture:
+    return ARCHITECTURES[subjects["unet"].piece.architecture]
+
+
+def _texts(subjects: Subjects) -> list[str]:
+    return [name for name in TEXT_ENCODERS if name in subjects]
+
+
+def _size(subjects: Subjects) -> tuple[int, int]:
+    size = subjects["unet"].spec.size
+    assert size is not None
+    return size
+
+
+def _scale(subjects: Subjects) -> float:
+    return float(_architecture(subjects).models["vae"].config.get("scaling_factor", 0.18215))

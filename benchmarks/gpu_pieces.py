@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from edgediffusion.errors import RequestError, choices
+from edgediffusion.manifest import TEXT_ENCODERS
 
-Part = Literal["text_encoder", "unet", "vae_decoder", "picture"]
+Part = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder", "picture"]
 
 OURS: Final = "cuda, captured"
 RIVAL: Final = "torch.compile"
@@ -17,7 +18,11 @@ RIVAL: Final = "torch.compile"
 SIZES: Final = (512, 768, 1024)
 BATCHES: Final = (1, 2, 4, 8, 16)
 STEPS: Final = 50
-TEXT_WIDTHS: Final[Mapping[str, int]] = {"sd15": 768, "sdxl": 2048}
+PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
+    "sd15": ("text_encoder", "unet", "vae_decoder"),
+    "sdxl": (*TEXT_ENCODERS, "unet", "vae_decoder"),
+}
+"""What a picture of an architecture is made with, in order."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +49,17 @@ class Piece:
 
 
 def all_pieces() -> Iterator[Piece]:
-    """Yield every piece, what matters most first.
-
-    SDXL has its UNet alone: the exporter reads checkpoints with one text encoder, and its other
-    networks are those of SD 1.5 in another size.
-    """
-    yield Piece("sd15", "unet", 512)
-    yield Piece("sd15", "text_encoder", 512)
-    yield Piece("sd15", "vae_decoder", 512)
-    yield Piece("sd15", "picture", 512)
-    yield Piece("sdxl", "unet", 1024)
+    """Yield every piece, what matters most first."""
+    for part in ("unet", "text_encoder", "vae_decoder", "picture"):
+        yield Piece("sd15", part, 512)
+    for part in ("unet", *TEXT_ENCODERS, "vae_decoder", "picture"):
+        yield Piece("sdxl", part, 1024)
     for size in SIZES[1:]:
-        yield Piece("sd15", "unet", size)
-        yield Piece("sd15", "vae_decoder", size)
+        for part in ("unet", "vae_decoder", "picture"):
+            yield Piece("sd15", part, size)
     for size in SIZES[:-1]:
-        yield Piece("sdxl", "unet", size)
+        for part in ("unet", "vae_decoder", "picture"):
+            yield Piece("sdxl", part, size)
     for pictures in BATCHES[1:]:
         yield Piece("sd15", "unet", 512, pictures)
     for pictures in BATCHES[1:]:

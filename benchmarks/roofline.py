@@ -6,7 +6,8 @@ For every graph: operations and bytes counted from its file (``flops.py`` says h
 takes, and the time that the machine's own ceilings allow at best: all operations at the rate of a
 large matrix product, or all bytes at the rate of a large copy, whichever takes longer (Williams,
 Waterman and Patterson, 2009). Graphs and ceilings are measured in turns, and shares are taken round
-by round. Traffic that fits into the last-level cache is held against the cache's rate.
+by round. Traffic that fits into the last-level cache is held against the cache's rate. Where a
+rewritten file runs in a graph's place, its operations count.
 
 On a machine that is busy with other work, ``--threads 1 --cpu-time`` counts the time that this
 process was on a core, which waiting for one does not lengthen.
@@ -31,11 +32,12 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ceilings import Ceiling, ceilings, last_level_cache
-from benchmarks.flops import GraphCost, count
+from benchmarks.flops import count
 from benchmarks.paired import Estimate, estimate, ratios
 from benchmarks.reports import Report, head, markdown, said_errors, write_report
 from edgediffusion.bundle import Bundle
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
+from edgediffusion.engine_ort import cpu_path
 from edgediffusion.errors import RequestError, choices
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.manifest import PLAIN, ComponentSpec, GraphSpec
@@ -113,7 +115,7 @@ def roofline(
         clock = time.process_time_ns if options.cpu_time else time.perf_counter_ns
         samples = measure(workloads, options.rounds, on_progress, clock=clock)
         graphs = {
-            file: _graph_facts(engine, count(bundle.path / file), samples[file])
+            file: _graph_facts(engine, bundle.path / file, samples[file])
             for file, (_, engine) in engines.items()
         }
     return report | {
@@ -157,8 +159,13 @@ def _ceiling_facts(top: Ceiling, samples: list[float]) -> dict[str, Any]:
     }
 
 
-def _graph_facts(engine: Engine, cost: GraphCost, samples: list[float]) -> dict[str, Any]:
+def _graph_facts(engine: Engine, plain: Path, samples: list[float]) -> dict[str, Any]:
+    """``file`` is what runs in the graph's place; ``plain_flops`` what the plain graph does."""
+    path = cpu_path(engine.spec, plain, engine.arithmetic) if engine.device == "cpu" else plain
+    cost = count(path)
     return {
+        "file": path.name,
+        "plain_flops": count(plain).flops,
         "arithmetic": engine.arithmetic,
         "batch": engine.spec.batch,
         "flops": cost.flops,
@@ -230,7 +237,8 @@ def _row(report: Report, file: str) -> list[str]:
     moved = (graph["weight_bytes"] + graph["activation_bytes"]) / 1e6
     ms = summarize(graph["samples_ms"]).median
     counts = [f"{work:,.3g}", f"{moved:,.0f}", f"{1e3 * work / moved:.0f}"]
-    facts = [f"`{file}`", *counts, f"{ms:,.2f}"]
+    name = file.replace(Path(file).name, graph.get("file", Path(file).name))
+    facts = [f"`{name}`", *counts, f"{ms:,.2f}"]
     if found is None:
         return [*facts, f"{1e3 * work / ms:,.0f}", "-", f"no {graph['arithmetic']} ceiling here"]
     share = f"{found.share.median:.0%}"

@@ -9,6 +9,7 @@ Pictures are 64x64 (latents 8x8), prompts have 77 tokens, written in a fraction 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +18,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints import Architecture, Model, build_vocabulary, write_checkpoint
+from benchmarks.checkpoints import (
+    END_OF_TEXT,
+    Architecture,
+    Model,
+    build_vocabulary,
+    write_checkpoint,
+)
 
 SchedulerName = Literal["ddim", "pndm"]
 
@@ -141,6 +148,51 @@ def tiny_architecture(scheduler: SchedulerName = "ddim", *, tiny_vae: bool = Fal
     )
 
 
+def tiny_xl_architecture(scheduler: SchedulerName = "ddim") -> Architecture:
+    """Return SDXL's parts at toy size: two text encoders of different widths."""
+    second = TINY_TEXT_ENCODER.config | {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "eos_token_id": 2,  # as in SDXL's file, from before 2023: it means the largest id
+        "hidden_act": "gelu",
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "pad_token_id": 0,
+        "projection_dim": 40,
+    }
+    unet = TINY_UNET.config | {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "attention_head_dim": [2, 4],
+        "cross_attention_dim": TEXT_WIDTH + 48,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "projection_class_embeddings_input_dim": 40 + 6 * 8,
+        "transformer_layers_per_block": [1, 2],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    }
+    return Architecture(
+        pipeline="StableDiffusionXLPipeline",
+        version=diffusers.__version__,
+        models={
+            "text_encoder": TINY_TEXT_ENCODER,
+            "text_encoder_2": Model(
+                library="transformers", class_name="CLIPTextModelWithProjection", config=second
+            ),
+            "unet": replace(TINY_UNET, config=unet),
+            "vae": replace(TINY_VAE, config=TINY_VAE.config | {"scaling_factor": 0.13025}),
+        },
+        scheduler=SCHEDULERS[scheduler],
+        tokenizers={"tokenizer": END_OF_TEXT, "tokenizer_2": "!"},
+        extra={"force_zeros_for_empty_prompt": True},
+    )
+
+
+def write_tiny_xl_checkpoint(folder: Path, *, seed: int = 0) -> Path:
+    """Write a whole checkpoint of SDXL's kind and return its folder."""
+    write_checkpoint(folder, tiny_xl_architecture(), TINY_MERGES, seed=seed, dtype=torch.float32)
+    return folder
+
+
 def write_tiny_checkpoint(
     folder: Path,
     *,
@@ -188,6 +240,15 @@ def diffusers_pipeline(checkpoint: Path) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
         local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def diffusers_xl_pipeline(checkpoint: Path) -> Any:
+    """The same for a checkpoint of SDXL's kind."""
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        checkpoint, dtype=torch.float32, add_watermarker=False, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -135,7 +135,10 @@ def test_a_picture_with_clip_skip_is_that_of_diffusers(pipe: ed.Pipeline, refere
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"clip_skip": 4}, r"clip_skip must be at most 3, the number of the text encoder's layers"),
+        (
+            {"clip_skip": 4},
+            r"clip_skip must be at most 3, no more of the text encoder's layers can be",
+        ),
         ({"negative_clip_skip": 9}, r"negative_clip_skip must be at most 3"),
     ],
 )

@@ -14,6 +14,8 @@ import numpy as np
 
 import edgediffusion as ed
 from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
+from edgediffusion.text_conditions import unet_rows
+from edgediffusion.text_encoder import States
 
 SCHEDULE_STEPS: Final = 20
 TIMESTEP: Final = 500
@@ -38,8 +40,10 @@ class EdgeDiffusion:
         """Open the bundle and load the graphs that a picture needs, as the peers do."""
         self.job, self.latents = job, np.load(job.latents)
         self.pipe = ed.Pipeline.open(job.model, device=job.options["device"])
-        for component, batch in (("text_encoder", 1), ("unet", 2), ("vae_decoder", 1)):
-            self.pipe.engine(component, batch, self.size(component))
+        texts = tuple(self.pipe.bundle.manifest.tokenizers)
+        for component in (*texts, "unet", "vae_decoder"):
+            batch = 2 if component == "unet" else 1
+            self.pipe.engine(component, batch, None if component in texts else job.size)
         stages = {
             "text_encoder": Stage(partial(self.pipe.embed, [job.prompt])),
             "unet_b1": Stage(partial(self.predict, 1)),
@@ -47,27 +51,28 @@ class EdgeDiffusion:
             "scheduler": Stage(self.schedule, calls=SCHEDULE_STEPS),
             "vae_decode": Stage(self.decode),
         }
-        return Loaded(stages, self.pipe.engine("unet", 2, job.size).arithmetic, self.unet)
-
-    def size(self, component: str) -> tuple[int, int] | None:
-        """The size that a graph is asked for by; text encoders have none."""
-        return None if component == "text_encoder" else self.job.size
+        # the given inputs of a prediction have no place for what SDXL takes besides
+        unet = self.unet if len(texts) == 1 else None
+        return Loaded(stages, self.pipe.engine("unet", 2, job.size).arithmetic, unet)
 
     def predict(self, batch: int) -> object:
         """One call of the UNet with the job's noise and prompt."""
-        if not hasattr(self, "_states"):
-            self._states = self.pipe.embed([self.job.prompt]).hidden
+        if not hasattr(self, "_rows"):
+            text = self.pipe.embed([self.job.prompt])
+            recipe = self.pipe.bundle.manifest.conditioning.recipe
+            self._rows = unet_rows([States(text.hidden, text.pooled)], self.job.size, recipe)
         sample = np.repeat(self.latents[:1], batch, axis=0)
-        return self.unet(sample, TIMESTEP, np.repeat(self._states, batch, axis=0))
+        rows = {name: np.repeat(each, batch, axis=0) for name, each in self._rows.items()}
+        return self.predict_rows(sample, TIMESTEP, rows)
 
     def unet(self, sample: Any, timestep: int, states: Any) -> Any:
+        """The UNet's prediction for given text states."""
+        return self.predict_rows(sample, timestep, {"encoder_hidden_states": states})
+
+    def predict_rows(self, sample: Any, timestep: int, rows: Mapping[str, Any]) -> Any:
         """The UNet's prediction, by the engine that pictures are made with."""
         engine = self.pipe.engine("unet", len(sample), self.job.size)
-        values = {
-            "sample": sample,
-            "timestep": np.full(1, timestep),
-            "encoder_hidden_states": states,
-        }
+        values = {"sample": sample, "timestep": np.full(1, timestep), **rows}
         inputs = {
             tensor.name: np.broadcast_to(values[tensor.name], tensor.shape).astype(tensor.dtype)
             for tensor in engine.spec.inputs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edgediffusion.errors import CheckpointError, RequestError
+from edgediffusion.manifest import TEXT_ENCODERS
 
 Config = Mapping[str, Any]
 Size = tuple[int, int]
@@ -22,16 +23,39 @@ NEEDED: Final = {
     ),
     "vae": ("latent_channels", "block_out_channels"),
     "text_encoder": ("hidden_size", "max_position_embeddings", "num_hidden_layers"),
+    "text_encoder_2": (
+        "hidden_size",
+        "max_position_embeddings",
+        "num_hidden_layers",
+        "projection_dim",
+    ),
 }
 """What shapes are made of, by configuration."""
 
 FOREIGN: Final = (
     "class_embed_type",
-    "addition_embed_type",
     "time_cond_proj_dim",
     "encoder_hid_dim",
 )
 """Options of a UNet that give it inputs of their own."""
+
+
+TEXT_AND_SIZE: Final = "text_time"
+"""The option of SDXL's UNet: it also takes the pooled text and six numbers about the size."""
+SIZE_NUMBERS: Final = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextShape:
+    """The shapes of a text encoder.
+
+    width, pooled : numbers in a state, and in the one vector for a whole text.
+    layers : of which it is made.
+    """
+
+    width: int
+    pooled: int
+    layers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +67,8 @@ class Architecture:
     default_size : (height, width) in pixels that the UNet was trained at.
     deep_channels : channels of the features that DeepCache keeps: those between the layers of the
         UNet's last up block.
-    tokens, width, text_layers : what the text encoder takes, gives, and is made of.
+    tokens : what the text encoders take.
+    texts : the shapes of each, by its name; of two, the UNet takes the states side by side.
     train_timesteps : noise levels of the training schedule.
     """
 
@@ -53,19 +78,32 @@ class Architecture:
     granularity: int
     default_size: Size
     tokens: int
-    width: int
-    text_layers: int
+    texts: Mapping[str, TextShape]
     scaling_factor: float
     shift_factor: float
     train_timesteps: int
 
+    @property
+    def width(self) -> int:
+        """Numbers in a text state, of all text encoders together."""
+        return sum(text.width for text in self.texts.values())
 
-def read_architecture(
-    *, unet: Config, vae: Config, text: Config, scheduler: Config
-) -> Architecture:
-    """Derive the architecture; raises CheckpointError for a kind of UNet that has other inputs."""
-    _check_present({"unet": unet, "vae": vae, "text_encoder": text})
-    _check_unet(unet, vae, text)
+    @property
+    def pooled(self) -> int:
+        """Numbers in the vector for a whole text that the UNet takes, if it does."""
+        return list(self.texts.values())[-1].pooled
+
+
+def read_architecture(configs: Mapping[str, Config], scheduler: Config) -> Architecture:
+    """Derive the architecture from the networks' configurations, by folder.
+
+    Raises CheckpointError for a kind of UNet that has other inputs.
+    """
+    _check_present(configs)
+    texts = {name: _text_shape(configs[name]) for name in TEXT_ENCODERS if name in configs}
+    unet, vae, text = (configs[name] for name in ("unet", "vae", "text_encoder"))
+    _check_unet(unet, vae)
+    _check_conditioning(unet, texts)
     downsampling = 2 ** (len(vae["block_out_channels"]) - 1)
     sample = unet["sample_size"]
     height, width = sample if isinstance(sample, list) else (sample, sample)
@@ -76,8 +114,7 @@ def read_architecture(
         granularity=downsampling * 2 ** (len(unet["block_out_channels"]) - 1),
         default_size=(height * downsampling, width * downsampling),
         tokens=text["max_position_embeddings"],
-        width=text["hidden_size"],
-        text_layers=text["num_hidden_layers"],
+        texts=texts,
         scaling_factor=float(vae.get("scaling_factor") or 0.18215),
         shift_factor=float(vae.get("shift_factor") or 0.0),
         train_timesteps=int(scheduler.get("num_train_timesteps") or 1000),
@@ -125,8 +162,8 @@ def check_decoder_tile(tile: Size, sizes: Iterable[Size], architecture: Architec
 
 def _check_present(configs: Mapping[str, Config]) -> None:
     """Refuse configurations that lack a number, or hold something else in its place."""
-    for part, fields in NEEDED.items():
-        for field in fields:
+    for part in configs:
+        for field in NEEDED.get(part, ()):
             value = configs[part].get(field)
             numbers = value if isinstance(value, list) and value else [value]
             if not all(isinstance(n, int) and n > 0 for n in numbers):
@@ -136,7 +173,15 @@ def _check_present(configs: Mapping[str, Config]) -> None:
                 )
 
 
-def _check_unet(unet: Config, vae: Config, text: Config) -> None:
+def _text_shape(config: Config) -> TextShape:
+    """A text encoder with a projection pools to its width, one without to its states'."""
+    projects = (config.get("architectures") or [""])[0].endswith("WithProjection")
+    width = config["hidden_size"]
+    pooled = config["projection_dim"] if projects else width
+    return TextShape(width=width, pooled=pooled, layers=config["num_hidden_layers"])
+
+
+def _check_unet(unet: Config, vae: Config) -> None:
     """Refuse what is no plain text-to-image UNet, by what its configuration says."""
     channels = vae["latent_channels"]
     for field in ("in_channels", "out_channels"):
@@ -150,11 +195,39 @@ def _check_unet(unet: Config, vae: Config, text: Config) -> None:
         if unet.get(field) is not None:
             raise CheckpointError(
                 f"unet/config.json has {field} {unet[field]!r}: this kind of UNet takes inputs "
-                "that Stable Diffusion 1 and 2 do not have, and is not supported"
+                "that Stable Diffusion 1, 2 and XL do not have, and is not supported"
             )
-    if unet["cross_attention_dim"] != text["hidden_size"]:
+    for field in ("latents_mean", "latents_std"):
+        if vae.get(field) is not None:
+            raise CheckpointError(
+                f"vae/config.json has {field}: latents that are shifted channel by channel are not "
+                "supported"
+            )
+
+
+def _check_conditioning(unet: Config, texts: Mapping[str, TextShape]) -> None:
+    """Refuse a UNet that does not take what these text encoders give."""
+    width = sum(text.width for text in texts.values())
+    if unet["cross_attention_dim"] != width:
+        widths = " + ".join(str(text.width) for text in texts.values())
         raise CheckpointError(
             f"unet/config.json has cross_attention_dim {unet['cross_attention_dim']}, the "
-            f"text encoder's hidden_size is {text['hidden_size']}: these parts do not belong "
-            "together"
+            f"text encoder's hidden_size is {widths}: these parts do not belong together"
+        )
+    expected = TEXT_AND_SIZE if len(texts) > 1 else None
+    if unet.get("addition_embed_type") != expected:
+        raise CheckpointError(
+            f"unet/config.json has addition_embed_type {unet.get('addition_embed_type')!r}, with "
+            f"{len(texts)} text encoder(s) {expected!r} is expected: this kind of UNet is not "
+            "supported"
+        )
+    if expected is None:
+        return
+    taken = unet.get("projection_class_embeddings_input_dim")
+    sizes = SIZE_NUMBERS * (unet.get("addition_time_embed_dim") or 0)
+    given = texts["text_encoder_2"].pooled + sizes
+    if taken != given:
+        raise CheckpointError(
+            f"unet/config.json has projection_class_embeddings_input_dim {taken}, text_encoder_2 "
+            f"and the picture's size make {given}: these parts do not belong together"
         )

@@ -30,7 +30,8 @@ from typing import Final
 from filelock import BaseFileLock, FileLock, Timeout
 
 from edgediffusion.errors import OutputError
-from edgediffusion.manifest import MANIFEST_NAME, FileSpec, Manifest, dump_manifest
+from edgediffusion.manifest import FileSpec, Manifest
+from edgediffusion.manifest_file import MANIFEST_NAME, dump_manifest
 
 _ATTEMPTS: Final = 5
 _LOCK: Final = "lock"

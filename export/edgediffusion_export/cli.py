@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edgediffusion.bundle import parse_size
 from edgediffusion.errors import CheckpointError
-from edgediffusion.manifest import MANIFEST_NAME, read_manifest
+from edgediffusion.manifest_file import MANIFEST_NAME, read_manifest
 from edgediffusion.report import graph_table
 from edgediffusion_export.options import ExportOptions
 

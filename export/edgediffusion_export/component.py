@@ -21,6 +21,7 @@ from edgediffusion.manifest import (
     PLAIN,
     PROMPT,
     SHALLOW,
+    TEXT_ENCODERS,
     ComponentSpec,
     GoldenCase,
     GraphSpec,
@@ -38,7 +39,7 @@ from edgediffusion_export.golden import (
     text_cases,
     unet_cases,
 )
-from edgediffusion_export.graphs import NETWORKS, Network
+from edgediffusion_export.graphs import NETWORKS_OF, Network
 from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
 from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph, serialized
@@ -74,24 +75,24 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     module = job.checkpoint.load(network.part)
     if network.name == "vae_encoder":
         job.latent_rgb = fit_latent_rgb(network, module, job.architecture)
-    if network.name == "text_encoder":
+    if network.name in TEXT_ENCODERS:
         table: torch.Tensor = module.get_input_embeddings().weight  # type: ignore[operator]
         job.embedding_scale = float(table.square().mean().sqrt())
     job.begin(f"{network.name}: computing references with PyTorch")
     golden = Golden()
     precision, *notes = _choose_precision(job, network, module)
     subjects = _subjects(job, network, module, precision, golden)
-    if network.name == "text_encoder":
-        check_prompt_states(*(subject.wanted for subject in subjects))
+    if network.name in TEXT_ENCODERS:
+        check_prompt_states(network, *(subject.wanted for subject in subjects))
     if job.options.deepcache and network.name == "unet":
         check_deep_steps(network, module, subjects, golden)
     if job.options.attention_tiles > 1 and network.name == "unet":
-        notes.append(_say_tiling(job.options.attention_tiles, module, subjects[0], golden))
+        notes.append(_say_tiling(job, module, subjects[0], golden))
     store = store_precision(job, network.part, precision)
     if precision == "fp32" and store == "fp16":
         notes.append(_round_weights(network, module, subjects, golden))
-    if network.name == "text_encoder":
-        job.text_states = np.concatenate([out["last_hidden_state"] for out in subjects[0].wanted])
+    if network.name in TEXT_ENCODERS:
+        _keep_texts(job, network, subjects[0].wanted)
     quantizer = prepare(job, network, module) if precision == "int8" else None
     if quantizer is not None:
         notes.append(quantizer.note())
@@ -109,19 +110,29 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     return ComponentSpec(graphs, f"{network.name}/{WEIGHTS_FILE}", golden_file, count, tensors)
 
 
-def check_prompt_states(plain: Sequence[Outputs], prompt: Sequence[Outputs]) -> None:
+def _keep_texts(job: Job, network: Network, made: Sequence[Outputs]) -> None:
+    """Keep what the golden prompts are to the UNet: of two text encoders, side by side."""
+    hidden, pooled = (
+        np.concatenate([outputs[tensor.name] for outputs in made]) for tensor in network.outputs
+    )
+    known = job.text_rows.get("encoder_hidden_states", hidden[..., :0])
+    job.text_rows["encoder_hidden_states"] = np.concatenate([known, hidden], axis=-1)
+    if len(job.architecture.texts) > 1:
+        job.text_rows["text_embeds"] = pooled
+
+
+def check_prompt_states(
+    network: Network, plain: Sequence[Outputs], prompt: Sequence[Outputs]
+) -> None:
     """Hold the graph that goes layer by layer to what the network itself computes.
 
     Both are references from PyTorch; the first of ``prompt`` is of the second plain text. Raises
     ParityError.
     """
-    whole = plain[1]
-    pairs = {
-        "last_hidden_state": prompt[0]["skip_states"][:, 0],
-        "pooler_output": prompt[0]["pooler_output"],
-    }
-    for name, states in pairs.items():
-        _require_same("text_encoder", name, states, whole[name], "transformers")
+    hidden, pooled = (tensor.name for tensor in network.outputs)
+    states = {hidden: prompt[0]["skip_states"][:, 0], pooled: prompt[0]["pooler_output"]}
+    for name, got in states.items():
+        _require_same(network.name, name, got, plain[1][name], "transformers")
 
 
 def check_deep_steps(
@@ -201,17 +212,18 @@ def _subjects(
 
 def _cases(job: Job, network: Network, spec: GraphSpec, golden: Golden) -> list[GoldenCase]:
     if spec.variant == PROMPT:
-        return prompt_cases(golden, spec, job.token_ids, job.embedding_scale)
-    if network.name == "text_encoder":
-        return text_cases(golden, job.token_ids)
+        return prompt_cases(golden, spec, job.token_ids[network.name], job.embedding_scale)
+    if network.name in TEXT_ENCODERS:
+        return text_cases(golden, job.token_ids[network.name])
     if network.name == "unet":
-        return unet_cases(golden, spec, job.text_states, job.architecture, job.deep_scale)
+        return unet_cases(golden, spec, job.text_rows, job.architecture, job.deep_scale)
     return noise_cases(spec, latent_scale(network.name, job.architecture))
 
 
-def _say_tiling(tiles: int, module: torch.nn.Module, subject: Subject, golden: Golden) -> str:
+def _say_tiling(job: Job, module: torch.nn.Module, subject: Subject, golden: Golden) -> str:
     """Say what attention within tiles changes, by the first graph."""
-    (exact,) = (network for network in NETWORKS if network.name == "unet")
+    tiles = job.options.attention_tiles
+    (exact,) = (n for n in NETWORKS_OF[job.checkpoint.family] if n.name == "unet")
     whole = reference(exact, module, subject.spec, subject.cases, golden.tensors)
     pairs = zip(subject.wanted, whole, strict=True)
     worst = max(relative_l2(got["out_sample"], want["out_sample"]) for got, want in pairs)

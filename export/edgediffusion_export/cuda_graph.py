@@ -18,6 +18,7 @@ from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
 
 from edgediffusion.errors import CheckpointError
+from edgediffusion.manifest import TEXT_ENCODERS
 from edgediffusion_export.cuda_rules import (
     ARG_MAX,
     BIAS_ADD,
@@ -53,7 +54,7 @@ def fuse_for_cuda(model: ir.Model, component: str) -> ir.Model | None:
     fused than the graph holds.
     """
     fused = model.clone()
-    for step in _FOR_TEXT if component == "text_encoder" else _FOR_PICTURES:
+    for step in _FOR_TEXT if component in TEXT_ENCODERS else _FOR_PICTURES:
         step(fused)
     for tidy in (
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -62,7 +63,7 @@ def fuse_for_cuda(model: ir.Model, component: str) -> ir.Model | None:
         ClearMetadataAndDocStringPass(),
     ):
         tidy(fused)
-    if component != "text_encoder":
+    if component not in TEXT_ENCODERS:
         _check_counts(model, fused, component)
     return None if _operators(fused) == _operators(model) else fused
 

@@ -8,19 +8,29 @@ there, and computes that layer and the two ends of the network anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 
+def added_conditions(*pooled_and_size: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Name what SDXL's UNet takes besides text states; others take nothing."""
+    return dict(zip(("text_embeds", "time_ids"), pooled_and_size, strict=False))
+
+
 def denoise_deep(
-    unet: Any, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
+    unet: Any,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    text: torch.Tensor,
+    *pooled_and_size: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What UNet2DConditionModel.forward computes, and the features before its last layer.
 
     Returns the prediction and features of shape (batch, width of the first block, h, w).
     """
-    embedding, hidden = _enter(unet, sample, timestep)
+    embedding, hidden = _enter(unet, sample, timestep, text, pooled_and_size)
     skips = [hidden]
     for block in unet.down_blocks:
         hidden, outputs = _run(block, hidden, embedding, text)
@@ -42,19 +52,29 @@ def denoise_shallow(
     sample: torch.Tensor,
     timestep: torch.Tensor,
     text: torch.Tensor,
-    features: torch.Tensor,
+    *others: torch.Tensor,
 ) -> torch.Tensor:
-    """The same, with the features that `denoise_deep` gave at an earlier step."""
-    embedding, skip = _enter(unet, sample, timestep)
+    """The same, with the features that `denoise_deep` gave at an earlier step as the last input."""
+    *pooled_and_size, features = others
+    embedding, skip = _enter(unet, sample, timestep, text, pooled_and_size)
     return _leave(unet, features, skip, embedding, text)
 
 
 def _enter(
-    unet: Any, sample: torch.Tensor, timestep: torch.Tensor
+    unet: Any,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    text: torch.Tensor,
+    pooled_and_size: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The embedding of the timestep, and the first convolution, whose output is the last skip."""
-    waves = unet.get_time_embed(sample=sample, timestep=timestep)
-    return unet.time_embedding(waves), unet.conv_in(sample)
+    embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+    added = unet.get_aug_embed(
+        emb=embedding,
+        encoder_hidden_states=text,
+        added_cond_kwargs=added_conditions(*pooled_and_size),
+    )
+    return embedding if added is None else embedding + added, unet.conv_in(sample)
 
 
 def _leave(

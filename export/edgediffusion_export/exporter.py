@@ -17,8 +17,8 @@ from edgediffusion.manifest import (
     LatentSpec,
     Manifest,
     TokenizerSpec,
-    format_of,
 )
+from edgediffusion.manifest_file import format_of
 from edgediffusion.tokenizer import Tokenizer
 from edgediffusion_export.bundle import staged
 from edgediffusion_export.component import export_component, store_precision
@@ -26,7 +26,7 @@ from edgediffusion_export.golden import PROMPTS
 from edgediffusion_export.job import Job, Progress
 from edgediffusion_export.options import ExportOptions
 from edgediffusion_export.parity import gates_of
-from edgediffusion_export.source import open_checkpoint
+from edgediffusion_export.source import open_checkpoint, tokenizer_folders
 from edgediffusion_export.tokenizer import export_tokenizer
 
 TOOLS: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -42,24 +42,25 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
     with staged(options.output, force=options.force) as staging:
         checkpoint = open_checkpoint(options.checkpoint, options.revision)
         job = Job(options, checkpoint, staging, progress)
-        tokenizer = _write_tokenizer(job)
+        tokenizers = [_write_tokenizer(job, network.name) for network in job.text_encoders()]
         components = {network.name: export_component(job, network) for network in job.networks}
         job.begin("hashing the checkpoint")
-        staging.finish(_manifest(job, components, tokenizer, created))
+        staging.finish(_manifest(job, components, tokenizers, created))
     return options.output
 
 
-def _write_tokenizer(job: Job) -> TokenizerSpec:
+def _write_tokenizer(job: Job, encoder: str) -> TokenizerSpec:
     """Write ``tokenizer.json`` and tokenize the golden prompts with the runtime's tokenizer."""
-    spec, data = export_tokenizer(job.checkpoint.folder, job.architecture.tokens)
+    (folder,) = tokenizer_folders([encoder])
+    spec, data = export_tokenizer(job.checkpoint.folder / folder, job.architecture.tokens)
     job.staging.write(spec.file, [data])
-    job.tokenizer = Tokenizer(spec, job.staging.folder / spec.file)
-    job.token_ids = [job.tokenize(prompt) for prompt in PROMPTS]
+    job.tokenizers[encoder] = Tokenizer(spec, job.staging.folder / spec.file)
+    job.token_ids[encoder] = [job.tokenize(prompt, encoder) for prompt in PROMPTS]
     return spec
 
 
 def _manifest(
-    job: Job, components: dict[str, ComponentSpec], tokenizer: TokenizerSpec, created: str
+    job: Job, components: dict[str, ComponentSpec], tokenizers: list[TokenizerSpec], created: str
 ) -> Manifest:
     options, checkpoint, architecture = job.options, job.checkpoint, job.architecture
     unet = components["unet"].graphs[0].precision
@@ -67,7 +68,7 @@ def _manifest(
     return Manifest(
         format=format_of(components),
         name=options.name or checkpoint.name,
-        family="stable-diffusion",
+        family=checkpoint.family,
         created=created,
         tools={"edgediffusion": __version__} | {tool: metadata.version(tool) for tool in tools},
         source=checkpoint.source(),
@@ -75,7 +76,8 @@ def _manifest(
         precision=unet,
         store=store_precision(job, "unet", unet),
         components=components,
-        tokenizer=tokenizer,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
         scheduler=checkpoint.scheduler,
         latent=LatentSpec(
             channels=architecture.channels,
@@ -85,10 +87,20 @@ def _manifest(
             rgb=job.latent_rgb[:-1],
             rgb_bias=job.latent_rgb[-1],
         ),
-        conditioning=Conditioning("clip", "last_hidden_state", architecture.width),
+        conditioning=_conditioning(job),
         gates=gates_of(components),
         defaults=Defaults(steps=options.steps, guidance=options.guidance, sampler=options.sampler),
         files=dict(sorted(job.staging.files.items())),
+    )
+
+
+def _conditioning(job: Job) -> Conditioning:
+    encoders = job.text_encoders()
+    return Conditioning(
+        recipe=job.recipe,
+        hidden_state=encoders[0].outputs[0].name,
+        width=job.architecture.width,
+        zero_empty_negative=job.checkpoint.zero_empty_negative,
     )
 
 

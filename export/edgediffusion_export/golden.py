@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion.manifest import GoldenCase, GraphSpec, Noise, Stored, TensorSpec
+from edgediffusion.text_conditions import time_ids
 from edgediffusion_export.architecture import Architecture
 
 Array = NDArray[np.generic]
@@ -83,20 +84,26 @@ def prompt_cases(
 def unet_cases(
     golden: Golden,
     spec: GraphSpec,
-    states: NDArray[np.float32],
+    texts: Mapping[str, NDArray[np.float32]],
     architecture: Architecture,
     deep_scale: float = 1.0,
 ) -> list[GoldenCase]:
     """Unit noise at the start, the middle and the end of the schedule, with real text states.
 
+    texts : what the golden prompts are to the UNet, one row each, by the names of its inputs.
+
     A graph that takes features from another gets noise of their scale.
     """
-    text = _text_input(golden, spec, states)
+    text = {name: _text_input(golden, spec, name, rows) for name, rows in texts.items()}
+    if any(tensor.name == "time_ids" for tensor in spec.inputs):
+        assert spec.size is not None
+        rows = np.tile(time_ids(spec.size), (spec.batch, 1))
+        text["time_ids"] = golden.keep(f"time_ids.{spec.size}.b{spec.batch}", rows)
     cases = []
     for seed, moment in enumerate(MOMENTS):
         timestep = 1 + int(moment * architecture.train_timesteps)
         stored = golden.keep(f"timestep.{timestep}", np.array([timestep], np.float32))
-        inputs = _inputs(sample=Noise(seed), timestep=stored, encoder_hidden_states=text)
+        inputs = _inputs(sample=Noise(seed), timestep=stored, **text)
         if any(tensor.name == "deep_features" for tensor in spec.inputs):
             inputs["deep_features"] = Noise(len(MOMENTS) + seed, deep_scale)
         cases.append(GoldenCase(inputs, {}))
@@ -127,9 +134,11 @@ def _input(spec: GraphSpec, name: str) -> TensorSpec:
     return next(tensor for tensor in spec.inputs if tensor.name == name)
 
 
-def _text_input(golden: Golden, spec: GraphSpec, states: NDArray[np.float32]) -> Stored | Noise:
+def _text_input(
+    golden: Golden, spec: GraphSpec, name: str, states: NDArray[np.float32]
+) -> Stored | Noise:
     """The states of the first prompts in turn, as guidance stacks them; noise for long prompts."""
     rows = np.concatenate([states[i % len(states)][None] for i in range(spec.batch)])
-    if rows.shape != _input(spec, "encoder_hidden_states").shape or rows.nbytes > TEXT_BYTES:
+    if rows.shape != _input(spec, name).shape or rows.nbytes > TEXT_BYTES:
         return Noise(len(PROMPTS), math.sqrt(float(np.mean(np.square(states)))))
-    return golden.keep(f"encoder_hidden_states.b{spec.batch}", rows)
+    return golden.keep(f"{name}.b{spec.batch}", rows)

@@ -9,7 +9,7 @@ above 2048, and the network makes its sine features of it in float32 anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,15 +20,26 @@ from edgediffusion.manifest import (
     PLAIN,
     PROMPT,
     SHALLOW,
+    STABLE_DIFFUSION,
+    XL,
     DType,
+    Family,
     GraphSpec,
     Parity,
     Precision,
     TensorSpec,
     variant_name,
 )
-from edgediffusion_export.architecture import Architecture, Size
-from edgediffusion_export.deepcache import denoise_deep, denoise_shallow
+from edgediffusion_export.architecture import SIZE_NUMBERS, Architecture, Size
+from edgediffusion_export.deepcache import added_conditions, denoise_deep, denoise_shallow
+from edgediffusion_export.text_graphs import (
+    encode_penultimate,
+    encode_prompt,
+    encode_prompt_penultimate,
+    encode_text,
+)
+
+Call = Callable[..., Any]
 
 DECODERS: Final = ("vae_decoder", "vae_tiny_decoder")
 """The networks that can make a picture tile by tile."""
@@ -61,7 +72,7 @@ class Network:
 
     name: str
     part: str
-    call: Callable[..., Any]
+    call: Call
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     prefixes: tuple[str, ...] = ()
@@ -76,44 +87,16 @@ class Network:
         return next((other for other in self.other if other.name == kind), self)
 
 
-def _encode_text(model: Any, input_ids: torch.Tensor) -> Any:
-    out = model(input_ids=input_ids)
-    return out.last_hidden_state, out.pooler_output
-
-
-def _encode_prompt(model: Any, input_ids: torch.Tensor, extra: torch.Tensor) -> Any:
-    """The text encoder with rows of ``extra`` for ids below 0, and the states of all layers.
-
-    Layer by layer what CLIPTextModel.forward does, which takes ids only. ``skip_states[:, n]`` is
-    the final norm of what the encoder gives without its last n layers.
-    """
-    text = getattr(model, "text_model", model)  # a wrapper in earlier versions of transformers
-    known = torch.where(input_ids < 0, 0, input_ids)
-    rows = torch.where(input_ids < 0, -1 - input_ids, 0)
-    learned = torch.nn.functional.embedding(rows, extra)
-    token = text.embeddings.token_embedding(known)
-    hidden = text.embeddings(
-        inputs_embeds=torch.where((input_ids < 0).unsqueeze(-1), learned, token)
-    )
-    count = input_ids.shape[-1]
-    causal = torch.full((count, count), float("-inf"), dtype=hidden.dtype).triu(1)[None, None]
-    states = [hidden]
-    for layer in text.encoder.layers:
-        made = layer(hidden, causal)
-        hidden = made[0] if isinstance(made, tuple) else made
-        states.append(hidden)
-    skipped = [text.final_layer_norm(each) for each in reversed(states)]
-    return torch.stack(skipped, dim=1), skipped[0][:, _end(model, known)[0]]
-
-
-def _end(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Where a text ends, which CLIPTextModel pools. Files of before 2023 say 2 for the largest."""
-    end = model.config.eos_token_id
-    return (ids if end == 2 else (ids == end)).int().argmax(dim=-1)
-
-
-def _denoise(model: Any, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> Any:
-    return model(sample, timestep, text, return_dict=False)[0]
+def denoise(
+    model: Any,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    text: torch.Tensor,
+    *pooled_and_size: torch.Tensor,
+) -> Any:
+    """The raw prediction of a UNet2DConditionModel; SDXL's takes two inputs more."""
+    more = added_conditions(*pooled_and_size)
+    return model(sample, timestep, text, added_cond_kwargs=more, return_dict=False)[0]
 
 
 def _decode(model: Any, latents: torch.Tensor) -> Any:
@@ -133,73 +116,67 @@ def _encode_moments(model: Any, sample: torch.Tensor) -> Any:
 
 _LATENTS: Final = ("batch", "channels", "latent_height", "latent_width")
 _PICTURE: Final = ("batch", "colours", "height", "width")
+_PREDICTION: Final = Tensor("out_sample", _LATENTS)
+_DEEP_FEATURES: Final = Tensor(
+    "deep_features", ("batch", "deep_channels", "latent_height", "latent_width")
+)
 _UNET_INPUTS: Final = (
     Tensor("sample", _LATENTS),
     Tensor("timestep", ("one",), "float32"),
     Tensor("encoder_hidden_states", ("batch", "context", "features")),
 )
-_PREDICTION: Final = Tensor("out_sample", _LATENTS)
-_DEEP_FEATURES: Final = Tensor(
-    "deep_features", ("batch", "deep_channels", "latent_height", "latent_width")
+_XL_INPUTS: Final = (
+    *_UNET_INPUTS,
+    # float32 in fp16 graphs, too: diffusers joins it with float32 numbers, ONNX joins one kind only
+    Tensor("text_embeds", ("batch", "pooled"), "float32"),
+    Tensor("time_ids", ("batch", "size_numbers"), "float32"),
 )
 
-NETWORKS: Final = (
-    Network(
-        name="text_encoder",
-        part="text_encoder",
-        call=_encode_text,
-        inputs=(Tensor("input_ids", ("batch", "tokens"), "int64"),),
+
+def _text_encoder(name: str, calls: tuple[Call, Call], hidden_state: str) -> Network:
+    """A text encoder by its calls: from ids to states, and from ids and vectors to all states."""
+    ids = Tensor("input_ids", ("batch", "tokens"), "int64")
+    pooled = Tensor("pooler_output", ("batch", "text_pooled"))
+    prompt = Network(
+        name=PROMPT,
+        part=name,
+        call=calls[1],
+        inputs=(ids, Tensor("extra_embeddings", ("slots", "text_width"))),
         outputs=(
-            Tensor("last_hidden_state", ("batch", "tokens", "features")),
-            Tensor("pooler_output", ("batch", "features")),
+            Tensor("skip_states", ("batch", "text_states", "tokens", "text_width")),
+            pooled,
         ),
         sized=False,
-        other=(
-            Network(
-                name=PROMPT,
-                part="text_encoder",
-                call=_encode_prompt,
-                inputs=(
-                    Tensor("input_ids", ("batch", "tokens"), "int64"),
-                    Tensor("extra_embeddings", ("slots", "features")),
-                ),
-                outputs=(
-                    Tensor("skip_states", ("batch", "states", "tokens", "features")),
-                    Tensor("pooler_output", ("batch", "features")),
-                ),
-                sized=False,
-            ),
-        ),
-    ),
-    Network(
-        name="unet",
-        part="unet",
-        call=_denoise,
-        inputs=_UNET_INPUTS,
-        outputs=(_PREDICTION,),
-        batched=True,
-        chunked=True,
-        other=(
-            Network(
-                name=DEEP,
-                part="unet",
-                call=denoise_deep,
-                inputs=_UNET_INPUTS,
-                outputs=(_PREDICTION, _DEEP_FEATURES),
-                batched=True,
-                chunked=True,
-            ),
-            Network(
-                name=SHALLOW,
-                part="unet",
-                call=denoise_shallow,
-                inputs=(*_UNET_INPUTS, _DEEP_FEATURES),
-                outputs=(_PREDICTION,),
-                batched=True,
-                chunked=True,
-            ),
-        ),
-    ),
+    )
+    return Network(
+        name=name,
+        part=name,
+        call=calls[0],
+        inputs=(ids,),
+        outputs=(Tensor(hidden_state, ("batch", "tokens", "text_width")), pooled),
+        sized=False,
+        other=(prompt,),
+    )
+
+
+def _unet(inputs: tuple[Tensor, ...]) -> Network:
+    def kind(name: str, call: Call, inputs: tuple[Tensor, ...], *more: Tensor) -> Network:
+        return Network(
+            name=name,
+            part="unet",
+            call=call,
+            inputs=inputs,
+            outputs=(_PREDICTION, *more),
+            batched=True,
+            chunked=True,
+        )
+
+    deep = kind(DEEP, denoise_deep, inputs, _DEEP_FEATURES)
+    shallow = kind(SHALLOW, denoise_shallow, (*inputs, _DEEP_FEATURES))
+    return replace(kind("unet", denoise, inputs), other=(deep, shallow))
+
+
+_VAES: Final = (
     Network(
         name="vae_decoder",
         part="vae",
@@ -227,6 +204,24 @@ NETWORKS: Final = (
         prefixes=("decoder.",),
     ),
 )
+_LAST: Final = (encode_text, encode_prompt)
+_PENULTIMATE: Final = (encode_penultimate, encode_prompt_penultimate)
+
+NETWORKS: Final = (
+    _text_encoder("text_encoder", _LAST, "last_hidden_state"),
+    _unet(_UNET_INPUTS),
+    *_VAES,
+)
+XL_NETWORKS: Final = (
+    _text_encoder("text_encoder", _PENULTIMATE, "penultimate_hidden_state"),
+    _text_encoder("text_encoder_2", _PENULTIMATE, "penultimate_hidden_state"),
+    _unet(_XL_INPUTS),
+    *_VAES,
+)
+NETWORKS_OF: Final[Mapping[Family, tuple[Network, ...]]] = {
+    STABLE_DIFFUSION: NETWORKS,
+    XL: XL_NETWORKS,
+}
 
 
 class Traced(torch.nn.Module):
@@ -261,6 +256,7 @@ def graph_specs(
             for size in sizes if kind.sized else (None,):
                 for batch in batches if kind.batched else (1,):
                     shapes = _dimensions(architecture, size or (0, 0), batch, count)
+                    shapes |= _text_dimensions(architecture, network.part)
                     yield _spec(named, variant, size, batch, precision, shapes)
 
 
@@ -295,8 +291,9 @@ def _dimensions(architecture: Architecture, size: Size, batch: int, chunks: int)
         "tokens": architecture.tokens,
         "context": chunks * architecture.tokens,
         "slots": architecture.tokens - 2,  # all that stand between begin and end
-        "states": architecture.text_layers + 1,
         "features": architecture.width,
+        "pooled": architecture.pooled,
+        "size_numbers": SIZE_NUMBERS,
         "channels": architecture.channels,
         "deep_channels": architecture.deep_channels,
         "moments": 2 * architecture.channels,
@@ -306,6 +303,15 @@ def _dimensions(architecture: Architecture, size: Size, batch: int, chunks: int)
         "latent_height": height // architecture.downsampling,
         "latent_width": width // architecture.downsampling,
     }
+
+
+def _text_dimensions(architecture: Architecture, part: str) -> dict[str, int]:
+    """Those of one text encoder. A pair gives no states of the last layer."""
+    if part not in architecture.texts:
+        return {}
+    text = architecture.texts[part]
+    states = text.layers + (len(architecture.texts) == 1)
+    return {"text_width": text.width, "text_pooled": text.pooled, "text_states": states}
 
 
 def _resolve(tensor: Tensor, dimensions: dict[str, int], precision: Precision) -> TensorSpec:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Final
 
 from edgediffusion.errors import CheckpointError
+from edgediffusion.manifest import TEXT_ENCODERS
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_NETWORKS: Final = ("unet", "vae", "text_encoder", "vae_tiny")
+_NETWORKS: Final = ("unet", "vae", *TEXT_ENCODERS, "vae_tiny")
 FILES: Final = (
     "model_index.json",
     "README.md",
     "LICENSE*",
     "scheduler/*.json",
     "tokenizer/*",
+    "tokenizer_2/*",
     *(f"{network}/*.{ending}" for network in _NETWORKS for ending in ("json", "safetensors")),
 )
 

@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.manifest import DEEP, SHALLOW, GraphSpec, Precision
+from edgediffusion.manifest import DEEP, SHALLOW, TEXT_ENCODERS, GraphSpec, Precision, Recipe
 from edgediffusion.tokenizer import Tokenizer
 from edgediffusion_export.architecture import check_decoder_tile, check_size, check_tiles
 from edgediffusion_export.bundle import Staging
-from edgediffusion_export.graphs import DECODERS, NETWORKS, Network, graph_specs
+from edgediffusion_export.graphs import DECODERS, NETWORKS_OF, Network, graph_specs
 from edgediffusion_export.options import INT8, ExportOptions
 from edgediffusion_export.plans import check_target, plan_groups
 from edgediffusion_export.source import Checkpoint
 from edgediffusion_export.tiling import tiled
 
+Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 """Hears what is done next, how many steps are done, and how many there are."""
 
@@ -29,11 +30,11 @@ _STEPS_PER_GRAPH = 2
 class Job:
     """One export: what was asked, the checkpoint, where files go, and what flows between networks.
 
-    tokenizer : the runtime's, of this checkpoint.
-    token_ids : the golden prompts as the text encoder gets them.
-    embedding_scale : the root mean square of the text encoder's token embeddings.
+    tokenizers : the runtime's, of this checkpoint's text encoders by name.
+    token_ids : the golden prompts as each text encoder gets them.
+    text_rows : what the text encoders make of them, by the UNet's inputs; it is measured with that.
+    embedding_scale : the root mean square of the latest text encoder's token embeddings.
     deep_scale : the root mean square of the features that DeepCache keeps.
-    text_states : the text encoder's states for them, which the UNet is measured with.
     latent_rgb : the fit for previews, once the VAE encoder was there.
     """
 
@@ -55,13 +56,15 @@ class Job:
         for tile in options.decoder_tiles:
             check_decoder_tile(tile, self.sizes, self.architecture)
         self.networks = tuple(
-            _wanted(network, options) for network in NETWORKS if network.part in checkpoint.parts
+            _wanted(network, options)
+            for network in NETWORKS_OF[checkpoint.family]
+            if network.part in checkpoint.parts
         )
-        self.tokenizer: Tokenizer | None = None
-        self.token_ids: list[NDArray[np.int64]] = []
+        self.tokenizers: dict[str, Tokenizer] = {}
+        self.token_ids: dict[str, list[NDArray[np.int64]]] = {}
+        self.text_rows: dict[str, Floats] = {}
         self.embedding_scale = 0.0
         self.deep_scale = 0.0
-        self.text_states: NDArray[np.float32] = np.empty(0, np.float32)
         self.latent_rgb: tuple[tuple[float, float, float], ...] = ()
         self._progress = progress or (lambda what, done, total: None)
         self._done = 0
@@ -82,10 +85,18 @@ class Job:
             graph_specs(network, self.architecture, sizes, batches, precision, self.options.chunks)
         )
 
-    def tokenize(self, text: str) -> NDArray[np.int64]:
-        """The ids of a text as the text encoder gets them."""
-        assert self.tokenizer is not None
-        return self.tokenizer.encode(text).ids
+    def tokenize(self, text: str, encoder: str) -> NDArray[np.int64]:
+        """The ids of a text as a text encoder gets them."""
+        return self.tokenizers[encoder].encode(text).ids
+
+    def text_encoders(self) -> list[Network]:
+        """Those networks that read prompts, in order."""
+        return [network for network in self.networks if network.name in TEXT_ENCODERS]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the text reaches the UNet."""
+        return "clip" if len(self.architecture.texts) == 1 else "clip-pair"
 
     def begin(self, what: str) -> None:
         """Tell the caller what happens next."""

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgediffusion.errors import CheckpointError, ScheduleError
 from edgediffusion.hashing import sha256_file
-from edgediffusion.manifest import Precision, Source
+from edgediffusion.manifest import (
+    STABLE_DIFFUSION,
+    TEXT_ENCODERS,
+    XL,
+    Family,
+    Precision,
+    Source,
+)
 from edgediffusion.options import read_config
 from edgediffusion_export.architecture import Architecture, Config, read_architecture
 from edgediffusion_export.hub import download
@@ -24,7 +31,6 @@ from edgediffusion_export.license import find_license
 if TYPE_CHECKING:
     import torch
 
-PIPELINE: Final = "StableDiffusionPipeline"
 TOKENIZERS: Final = ("CLIPTokenizer", "CLIPTokenizerFast")
 PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -46,8 +52,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were found and whose configurations were read."""
+    """A checkpoint whose files were found and whose configurations were read.
 
+    zero_empty_negative : an empty negative prompt is to be all zeros, says model_index.json.
+    """
+
+    family: Family
     folder: Path
     name: str
     revision: str | None
@@ -55,6 +65,7 @@ class Checkpoint:
     scheduler: dict[str, Any]
     architecture: Architecture
     license: str
+    zero_empty_negative: bool
 
     def source(self) -> Source:
         """Hash the weights and say where the checkpoint came from."""
@@ -88,6 +99,11 @@ CLASSES: Final[Mapping[str, str]] = {
     "vae_tiny": "AutoencoderTiny",
 }
 OPTIONAL: Final = ("vae_tiny",)
+PIPELINES: Final[Mapping[str, tuple[Family, Mapping[str, str]]]] = {
+    "StableDiffusionPipeline": (STABLE_DIFFUSION, CLASSES),
+    "StableDiffusionXLPipeline": (XL, {**CLASSES, "text_encoder_2": "CLIPTextModelWithProjection"}),
+}
+"""The family and the networks of each kind of checkpoint."""
 
 
 def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
@@ -102,25 +118,18 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         )
     _check_layout(folder)
     index = _read_json(folder / "model_index.json")
-    if index.get("_class_name") != PIPELINE:
-        raise CheckpointError(
-            f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, only "
-            f"{PIPELINE} checkpoints are supported"
-        )
+    family, classes = _kind_of(index, folder / "model_index.json")
     parts = {
         part: _read_part(folder, part, class_name)
-        for part, class_name in CLASSES.items()
+        for part, class_name in classes.items()
         if part not in OPTIONAL or (folder / part).is_dir()
     }
     scheduler = _read_scheduler(_present(folder, "scheduler") / "scheduler_config.json")
-    _check_tokenizer(_present(folder, "tokenizer"), index)
-    architecture = read_architecture(
-        unet=parts["unet"].config,
-        vae=parts["vae"].config,
-        text=parts["text_encoder"].config,
-        scheduler=scheduler,
-    )
+    for name in tokenizer_folders(classes):
+        _check_tokenizer(_present(folder, name), index)
+    architecture = read_architecture({name: p.config for name, p in parts.items()}, scheduler)
     return Checkpoint(
+        family=family,
         folder=folder,
         name=folder.resolve().name if Path(name).exists() else name,
         revision=revision,
@@ -128,7 +137,23 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         scheduler=scheduler,
         architecture=architecture,
         license=find_license(folder, index),
+        zero_empty_negative=family == XL and index.get("force_zeros_for_empty_prompt", True),
     )
+
+
+def tokenizer_folders(parts: Iterable[str]) -> list[str]:
+    """The folders of the tokenizers of these parts' text encoders."""
+    names = (name for name in TEXT_ENCODERS if name in parts)
+    return [name.replace("text_encoder", "tokenizer") for name in names]
+
+
+def _kind_of(index: Config, path: Path) -> tuple[Family, Mapping[str, str]]:
+    name = str(index.get("_class_name"))
+    if name not in PIPELINES:
+        raise CheckpointError(
+            f"{path} describes a {name}, only {' and '.join(PIPELINES)} checkpoints are supported"
+        )
+    return PIPELINES[name]
 
 
 def _check_layout(folder: Path) -> None:
@@ -245,11 +270,11 @@ def _dtype_of(weights: tuple[Path, ...]) -> Precision:
 
 
 def _check_tokenizer(folder: Path, index: Config) -> None:
-    entry = index.get("tokenizer")
+    entry = index.get(folder.name)
     kind = entry[-1] if isinstance(entry, list) and entry else None
     if kind not in TOKENIZERS:
         raise CheckpointError(
-            f"{folder.parent / 'model_index.json'} names the tokenizer {kind!r}, expected "
+            f"{folder.parent / 'model_index.json'} names the {folder.name} {kind!r}, expected "
             f"{' or '.join(TOKENIZERS)}: other tokenizers are not supported"
         )
     has_vocabulary = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
@@ -295,27 +320,27 @@ def _load(part: Part) -> torch.nn.Module:
 
 def _loader(class_name: str) -> tuple[Callable[..., Any], str]:
     """``from_pretrained`` of a class, and what its library calls the dtype."""
-    if class_name == CLASSES["text_encoder"]:
-        from transformers import CLIPTextModel
+    if class_name.startswith("CLIPTextModel"):
+        import transformers
 
-        return CLIPTextModel.from_pretrained, "dtype"
+        return getattr(transformers, class_name).from_pretrained, "dtype"
     import diffusers
 
     return getattr(diffusers, class_name).from_pretrained, "torch_dtype"
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the CLIP tokenizer of a checkpoint as transformers does. Raises CheckpointError."""
+    """Load a CLIP tokenizer's folder as transformers does. Raises CheckpointError."""
     from transformers import CLIPTokenizer
 
     from edgediffusion_export.quiet import quiet_loading
 
     with quiet_loading():
         try:
-            return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{folder / 'tokenizer'} does not load as a CLIP tokenizer ({first}): the files "
-                "are damaged, copy or download the checkpoint again"
+                f"{folder} does not load as a CLIP tokenizer ({first}): the files are damaged, "
+                "copy or download the checkpoint again"
             ) from error

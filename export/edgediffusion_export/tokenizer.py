@@ -10,22 +10,22 @@ from edgediffusion.errors import CheckpointError
 from edgediffusion.manifest import TokenizerSpec
 from edgediffusion_export.source import load_tokenizer
 
-TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
+TOKENIZER_FILE: Final = "tokenizer.json"
 CLIP_IDS: Final = ("bos", "eos", "pad")
 T5_IDS: Final = ("eos", "pad")
 """The special tokens that a tokenizer must have; T5 begins no text with one."""
 
 
-def export_tokenizer(checkpoint: Path, tokens: int) -> tuple[TokenizerSpec, bytes]:
+def export_tokenizer(folder: Path, tokens: int) -> tuple[TokenizerSpec, bytes]:
     """Return what the pipeline needs to know of a CLIP tokenizer, and its ``tokenizer.json``.
 
     transformers builds the pipeline, from ``tokenizer.json`` or from ``vocab.json`` and
     ``merges.txt``; padding and cutting are left to the runtime. ``tokens`` is what the text
     encoder takes. Raises CheckpointError.
     """
-    loaded = load_tokenizer(checkpoint)
+    loaded = load_tokenizer(folder)
     length = min(int(loaded.model_max_length), tokens)
-    return pack_tokenizer(loaded, length, CLIP_IDS, checkpoint / "tokenizer")
+    return pack_tokenizer(loaded, length, CLIP_IDS, folder)
 
 
 def pack_tokenizer(
@@ -46,4 +46,5 @@ def pack_tokenizer(
     pipeline = json.loads(loaded.backend_tokenizer.to_str())
     pipeline |= {"padding": None, "truncation": None}
     text = json.dumps(pipeline, ensure_ascii=False, separators=(",", ":"))
-    return TokenizerSpec(file=TOKENIZER_FILE, length=length, **ids), text.encode()
+    file = f"{where.name}/{TOKENIZER_FILE}"
+    return TokenizerSpec(file=file, length=length, **ids), text.encode()

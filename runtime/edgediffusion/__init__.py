@@ -25,8 +25,9 @@ from edgediffusion.manifest import Manifest
 from edgediffusion.noise import TorchCpuNoise, randn
 from edgediffusion.philox import TorchCudaNoise
 from edgediffusion.picture import request_from_png, save_png
-from edgediffusion.pipeline import Embeddings, Pipeline, Result, Step
+from edgediffusion.pipeline import Pipeline
 from edgediffusion.request import Request
+from edgediffusion.result import Embeddings, Result, Step
 from edgediffusion.samplers import SAMPLERS, sample
 from edgediffusion.schedule import Schedule, schedule_from_config
 from edgediffusion.start_image import StartImage

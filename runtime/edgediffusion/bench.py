@@ -25,7 +25,7 @@ from edgediffusion.engine import Engine
 from edgediffusion.errors import EngineError, RequestError
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.machine import machine_facts, peak_memory_mib
-from edgediffusion.manifest import PLAIN
+from edgediffusion.manifest import PLAIN, TEXT_ENCODERS
 from edgediffusion.noise import noise_source
 from edgediffusion.pipeline import Pipeline
 from edgediffusion.request import Request
@@ -35,7 +35,7 @@ from edgediffusion.schedule import schedule_from_config
 
 SCHEMA: Final = "edgediffusion-bench/1"
 _PROMPT: Final = "a red circle above a blue square"
-_ENGINES: Final = ("text_encoder", "unet", "vae_decoder", "vae_tiny_decoder")
+_ENGINES: Final = (*TEXT_ENCODERS, "unet", "vae_decoder", "vae_tiny_decoder")
 
 _COLD_START: Final = """
 import sys, time

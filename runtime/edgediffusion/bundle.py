@@ -22,15 +22,8 @@ from edgediffusion.errors import (
 )
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import ALWAYS_HASHED, remembered_sha256, sha256_file
-from edgediffusion.manifest import (
-    GATES,
-    MANIFEST_NAME,
-    PLAIN,
-    ComponentSpec,
-    GraphSpec,
-    Manifest,
-    read_manifest,
-)
+from edgediffusion.manifest import GATES, PLAIN, ComponentSpec, GraphSpec, Manifest
+from edgediffusion.manifest_file import MANIFEST_NAME, read_manifest
 
 DEMO: Final = "shapes"
 _SHIPPED: Final = Path(__file__).parent / "bundles"

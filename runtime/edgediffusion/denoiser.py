@@ -22,8 +22,8 @@ class Denoiser:
 
     unets : the UNet by kind of graph, one for each kind that ``calls`` names.
     calls : what each call of this object runs, in order.
-    context : text states, one row for the prompt, before it one for the negative prompt where a
-        call is guided; shape (1 or 2, length, width), in the dtype of the graphs.
+    conditions : the UNet's inputs besides picture and timestep by name, text states above all; one
+        row for the prompt, before it one for the negative prompt where a call is guided.
     guidance : scale of the step from the negative to the positive prediction.
     rescale : 0 to 1, how far the guided prediction takes the positive one's standard deviation
         (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
@@ -32,7 +32,7 @@ class Denoiser:
 
     unets: Mapping[str, Unet]
     calls: Sequence[Call]
-    context: NDArray[np.generic]
+    conditions: Mapping[str, NDArray[np.generic]]
     guidance: float
     rescale: float = 0.0
     engine_ms: list[float] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Denoiser:
 
     def _image(self, index: int, image: Float, timestep: float, call: Call) -> Float:
         """Predict for image ``index`` of the batch, which has deep features of its own."""
-        rows = {"encoder_hidden_states": self.context if call.guided else self.context[-1:]}
+        rows = {n: each if call.guided else each[-1:] for n, each in self.conditions.items()}
         if call.kind == SHALLOW:
             kept = self._features[index]
             rows[FEATURES] = kept if call.guided else kept[-1:]

@@ -106,7 +106,8 @@ def estimate(bundle: Bundle, graphs: Sequence[GraphSpec], residency: Residency) 
 
 def request_graphs(bundle: Bundle, plan: Plan, tile: Size) -> list[GraphSpec]:
     """Return the graphs that a request may run, in order."""
-    texts = bundle.manifest.components["text_encoder"].graphs
+    components = bundle.manifest.components
+    texts = [graph for name in bundle.manifest.tokenizers for graph in components[name].graphs]
     options = plan.prompt_options
     both = options.embeddings or plan.clip_skip or plan.negative_clip_skip
     found = [graph for graph in texts if both or graph.variant == PLAIN]

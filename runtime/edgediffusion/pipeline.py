@@ -7,131 +7,38 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion._version import __version__
 from edgediffusion.bundle import Bundle
 from edgediffusion.calls import EVERYWHERE, plan_calls
-from edgediffusion.conditioning import LongPrompts, Prompt, Syntax
+from edgediffusion.conditioning import LongPrompts, Syntax
 from edgediffusion.denoiser import Denoiser
 from edgediffusion.engine import Engine, EngineOptions
 from edgediffusion.errors import Cancelled, EdgeDiffusionError, RequestError
-from edgediffusion.image import preview_pixels, require_finite, require_picture, to_pixels
-from edgediffusion.manifest import PLAIN, LatentSpec, variant_name
+from edgediffusion.image import require_finite, require_picture, to_pixels
+from edgediffusion.manifest import PLAIN, variant_name
 from edgediffusion.memory_limit import MemoryLimit, plan_memory
 from edgediffusion.noise import NoiseSource, noise_source
 from edgediffusion.options import read_config
-from edgediffusion.picture import save_png
 from edgediffusion.request import Plan, Request, plan_prompts, plan_request
 from edgediffusion.residency import Residency, Residents, check_residency
+from edgediffusion.result import Embeddings, Result, Step
 from edgediffusion.samplers import trajectory
 from edgediffusion.schedule import Schedule, schedule_from_config
-from edgediffusion.start_image import encode_start, start_entry
-from edgediffusion.text_encoder import TextEncoder, check_clip_skip
-from edgediffusion.textual_inversion import TextualInversion, recipe_entry
+from edgediffusion.start_image import encode_start
+from edgediffusion.text_conditions import Reading, TextEncoders, silence, unet_rows
+from edgediffusion.text_encoder import States, check_clip_skip
+from edgediffusion.textual_inversion import TextualInversion
 from edgediffusion.tiled_decoding import decode_tiled
-from edgediffusion.timing import Stopwatch, Timings
+from edgediffusion.timing import Stopwatch
 from edgediffusion.unet import Unet
 
 Float = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """Pictures and how they came about.
-
-    images : uint8 array of shape (batch, height, width, 3).
-    latents : float32 array of shape (batch, channels, h, w), as the sampler left them.
-    request : the request with every default filled in; it makes the same pictures again.
-    seeds : the seed of each image.
-    truncated : for ``prompt`` and ``negative``, the end that did not fit into the text encoder.
-    dropped_options : scheduler options of another class that the chosen sampler has no use for.
-    device : the device that ran every graph; ``a+b`` where ``auto`` had to take two.
-    arithmetic : the numbers that the device computed in, like fp32 or bf16.
-    device_reason : why it was this device.
-    residency : what stayed in memory: ``all``, ``one`` component at a time, or ``stream``.
-    """
-
-    images: NDArray[np.uint8]
-    latents: Float
-    request: Request
-    seeds: tuple[int, ...]
-    truncated: dict[str, str]
-    dropped_options: tuple[str, ...]
-    device: str
-    arithmetic: str
-    device_reason: str
-    residency: Residency
-    bundle: str
-    bundle_sha256: str
-    timings: Timings
-
-    def recipe(self, index: int = 0) -> dict[str, Any]:
-        """Return as JSON-ready data what is needed to make image ``index`` again."""
-        drawn_together = self.request.noise_layout == "diffusers-batch"
-        seeds = {
-            "seed": list(self.seeds) if drawn_together else self.seeds[index],
-            "batch": len(self.seeds) if drawn_together else 1,
-        }
-        request = {f.name: getattr(self.request, f.name) for f in fields(self.request)} | seeds
-        request["embeddings"] = [recipe_entry(each) for each in self.request.embeddings]
-        request["image"] = start_entry(self.request.image)
-        return {
-            "request": request,
-            "image": index,
-            "bundle": self.bundle,
-            "bundle_sha256": self.bundle_sha256,
-            "version": __version__,
-            "device": self.device,
-            "arithmetic": self.arithmetic,
-            "device_reason": self.device_reason,
-        }
-
-    def save(self, path: str | os.PathLike[str], index: int = 0) -> None:
-        """Write image ``index`` as PNG with its recipe; raises OutputError."""
-        save_png(path, self.images[index], self.recipe(index))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of the sampler, 0-based. The last one carries the result.
-
-    sigma : the noise level that the latents are left with, 0 at the end.
-    latents : float32 array of shape (batch, channels, h, w), in the sampler's own scaling.
-    denoised : the picture that the model predicted from here, same shape.
-    """
-
-    index: int
-    total: int
-    sigma: float
-    latents: Float
-    denoised: Float
-    result: Result | None = None
-    _latent: LatentSpec = field(repr=False)
-
-    def preview(self) -> NDArray[np.uint8]:
-        """Show the predicted picture, uint8 (batch, h, w, 3) at latent size, in microseconds."""
-        return preview_pixels(self.denoised, self._latent)
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Text embeddings.
-
-    hidden : float32 (texts, tokens, width), the states that condition the UNet. Long prompts in
-        chunks have a multiple of the text encoder's tokens, all texts the same.
-    pooled : float32 (texts, width), one vector a text.
-    truncated : for each text, the end that did not fit.
-    """
-
-    hidden: Float
-    pooled: Float
-    truncated: tuple[str, ...]
 
 
 class Pipeline:
@@ -155,7 +62,7 @@ class Pipeline:
         self._limit = None if max_memory is None else MemoryLimit.of(max_memory, residency)
         self._devices = Chooser(bundle, device, options, limited=self._limit is not None)
         self._residents = Residents(self._devices.open, check_residency(residency or "all", bundle))
-        self._text = TextEncoder(bundle, self._text_graph)
+        self._texts = TextEncoders(bundle, self._text_graph)
         self._streams: weakref.WeakSet[Generator[Step]] = weakref.WeakSet()
         self._turn = threading.Lock()
         self._owner: int | None = None
@@ -246,12 +153,12 @@ class Pipeline:
         options = plan_prompts(self.bundle, prompt_syntax, long_prompts, embeddings)
         skip = check_clip_skip("clip_skip", clip_skip, self.bundle)
         with self._my_turn():
-            prompts = [self._text.read(text, options) for text in texts]
-            chunks = max(len(prompt.chunks) for prompt in prompts)
-            states = [self._text.encode(prompt, chunks, skip) for prompt in prompts]
+            readings = [self._texts.read(text, options) for text in texts]
+            chunks = max(reading.chunks for reading in readings)
+            states = self._texts.encode(readings, chunks, [skip] * len(readings))
         hidden = np.concatenate([each.hidden for each in states])
         pooled = np.concatenate([each.pooled for each in states])
-        return Embeddings(hidden, pooled, tuple(prompt.dropped for prompt in prompts))
+        return Embeddings(hidden, pooled, tuple(reading.dropped for reading in readings))
 
     def engine(
         self,
@@ -347,33 +254,34 @@ class Pipeline:
             )
             yield replace(step, result=result)
 
-    def _encode(self, plan: Plan, watch: Stopwatch) -> tuple[Float, dict[str, str]]:
+    def _encode(self, plan: Plan, watch: Stopwatch) -> tuple[list[States], dict[str, str]]:
         """Return the states of the prompts, the negative one first, and what of them was cut."""
-        texts = {"negative": plan.negative} if plan.guided else {}
+        conditioning = self.bundle.manifest.conditioning
+        silent = plan.guided and not plan.negative and conditioning.zero_empty_negative
+        texts = {"negative": plan.negative} if plan.guided and not silent else {}
         texts |= {"prompt": plan.prompt}
         skips = {"negative": plan.negative_clip_skip, "prompt": plan.clip_skip}
         with watch("tokenize"):
-            prompts = {
-                name: self._text.read(text, plan.prompt_options) for name, text in texts.items()
+            readings = {
+                name: self._texts.read(text, plan.prompt_options) for name, text in texts.items()
             }
-        chunks = max(len(prompt.chunks) for prompt in prompts.values())
-        self._check_chunks(chunks, prompts)
-        states = []
-        for name, prompt in prompts.items():
-            for variant in self._text.variants(prompt, chunks, skips[name]):
-                self._text_graph(variant, watch)
-            with watch("text_encoder"):
-                states.append(self._text.encode(prompt, chunks, skips[name]).hidden)
-        context = np.concatenate(states)
-        require_finite(context, "text_encoder", "from the prompt")
-        return context, {name: each.dropped for name, each in prompts.items() if each.dropped}
+        chunks = max(reading.chunks for reading in readings.values())
+        self._check_chunks(chunks, readings)
+        asked = [skips[name] for name in readings]
+        states = self._texts.encode([*readings.values()], chunks, asked, watch)
+        for each in states:
+            for made in (each.hidden, each.pooled):
+                require_finite(made, "text_encoder", "from the prompt")
+        if silent:
+            states = [silence(states[0]), *states]
+        return states, {name: each.dropped for name, each in readings.items() if each.dropped}
 
-    def _check_chunks(self, chunks: int, prompts: dict[str, Prompt]) -> None:
+    def _check_chunks(self, chunks: int, readings: dict[str, Reading]) -> None:
         variants = self.bundle.variants("unet")
         if variant_name(chunks=chunks) in variants:
             return
         most = max(n for n in range(1, chunks) if variant_name(chunks=n) in variants)
-        longest = max(prompts, key=lambda name: len(prompts[name].chunks))
+        longest = max(readings, key=lambda name: readings[name].chunks)
         raise RequestError(
             f"the {longest} takes {chunks} chunks of the text encoder, bundle "
             f"{self.bundle.manifest.name} has UNet graphs for at most {most}: make it shorter, use "
@@ -381,27 +289,28 @@ class Pipeline:
         )
 
     def _denoiser(
-        self, plan: Plan, schedule: Schedule, states: Float, watch: Stopwatch
+        self, plan: Plan, schedule: Schedule, states: Sequence[States], watch: Stopwatch
     ) -> Denoiser:
         levels = [row.level for row in schedule.rows]
         calls = plan_calls(levels, plan.savings, guided=len(states) == 2)
-        chunks = states.shape[1] // self.bundle.manifest.tokenizer.length
+        chunks = states[0].hidden.shape[1] // self.bundle.manifest.tokenizer.length
         unets = {}
         for kind in dict.fromkeys(call.kind for call in calls):
             variant = variant_name(kind, chunks)
-            rows = {2 if call.guided else 1 for call in calls if call.kind == kind}
+            counts = {2 if call.guided else 1 for call in calls if call.kind == kind}
             unets[kind] = Unet(
                 {
                     batch: self.engine("unet", batch, plan.size, watch, variant)
-                    for batch in self._unet_batches(rows, plan, variant)
+                    for batch in self._unet_batches(counts, plan, variant)
                 }
             )
-        return Denoiser(unets, calls, states, plan.guidance, plan.guidance_rescale)
+        rows = unet_rows(states, plan.size, self.bundle.manifest.conditioning.recipe)
+        return Denoiser(unets, calls, rows, plan.guidance, plan.guidance_rescale)
 
-    def _unet_batches(self, rows: set[int], plan: Plan, variant: str) -> set[int]:
+    def _unet_batches(self, counts: set[int], plan: Plan, variant: str) -> set[int]:
         """Choose graphs for calls of these many rows: two rows go through batch 1 if need be."""
         batches = self.bundle.batches("unet", plan.size, variant)
-        chosen = {count if count in batches else 1 for count in rows}
+        chosen = {count if count in batches else 1 for count in counts}
         if not chosen <= batches:
             raise RequestError(
                 f"bundle {self.bundle.manifest.name} has UNet graphs of batch "
@@ -441,8 +350,8 @@ class Pipeline:
         require_picture(images, plan.decoder)
         return images
 
-    def _text_graph(self, variant: str, watch: Stopwatch | None = None) -> Engine:
-        return self.engine("text_encoder", watch=watch, variant=variant)
+    def _text_graph(self, component: str, variant: str, watch: Stopwatch | None) -> Engine:
+        return self.engine(component, watch=watch, variant=variant)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():

@@ -18,7 +18,7 @@ from edgediffusion.noise import NoiseKind, NoiseLayout
 from edgediffusion.presets import PRESETS
 from edgediffusion.samplers import SAMPLERS
 from edgediffusion.start_image import ImageLike, Start, read_start, start_from_recipe
-from edgediffusion.text_encoder import check_clip_skip, require_prompt_graph
+from edgediffusion.text_encoder import check_clip_skip, require_prompt_graphs
 from edgediffusion.textual_inversion import (
     Embedding,
     TextualInversion,
@@ -191,9 +191,10 @@ def plan_prompts(
     _check_choice("long_prompts", long_prompts, get_args(LongPrompts))
     loaded: tuple[Embedding, ...] = ()
     if embeddings:
-        graph = require_prompt_graph(bundle, "textual-inversion embeddings")
-        slots, width = next(t for t in graph.inputs if t.name == "extra_embeddings").shape
-        loaded = load_embeddings(embeddings, width, slots)
+        graphs = require_prompt_graphs(bundle, "textual-inversion embeddings")
+        tables = [next(t for t in g.inputs if t.name == "extra_embeddings") for g in graphs]
+        slots = min(table.shape[0] for table in tables)
+        loaded = load_embeddings(embeddings, [table.shape[1] for table in tables], slots)
     return PromptOptions(syntax=syntax, long_prompts=long_prompts, embeddings=loaded)
 
 

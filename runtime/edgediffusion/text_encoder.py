@@ -8,7 +8,7 @@ states of every layer (clip skip). It is loaded only when a request needs it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,15 +25,17 @@ from edgediffusion.conditioning import (
 )
 from edgediffusion.engine import Engine
 from edgediffusion.errors import RequestError
-from edgediffusion.manifest import PLAIN, PROMPT, GraphSpec
+from edgediffusion.manifest import PLAIN, PROMPT, TEXT_ENCODERS, GraphSpec
+from edgediffusion.timing import Stopwatch
 from edgediffusion.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
+OpenVariant = Callable[[str, Stopwatch | None], Engine]
 
 
 @dataclass(frozen=True)
 class States:
-    """What the text encoder makes of one prompt.
+    """What a text encoder makes of one prompt, or several of them together.
 
     hidden : float32 (1, tokens, width), all chunks one after the other.
     pooled : float32 (1, width), of the first chunk, without weights.
@@ -44,18 +46,27 @@ class States:
 
 
 class TextEncoder:
-    """The tokenizer and the text encoder of a bundle.
+    """A text encoder of a bundle, and its tokenizer.
 
-    ``engine`` opens, or returns, the text encoder's graph of a variant.
+    engine : opens, or returns, the text encoder's graph of a variant.
+    component : its name.
     """
 
-    def __init__(self, bundle: Bundle, engine: Callable[[str], Engine]) -> None:
+    def __init__(self, bundle: Bundle, engine: OpenVariant, component: str) -> None:
         self._bundle = bundle
         self._engine = engine
+        self._component = component
 
     def read(self, text: str, options: PromptOptions) -> Prompt:
         """Tokenize a prompt; raises RequestError."""
-        return read_prompt(text, self._tokenizer, options)
+        index = TEXT_ENCODERS.index(self._component)
+        own = tuple(embedding.of(index) for embedding in options.embeddings)
+        return read_prompt(text, self._tokenizer, replace(options, embeddings=own))
+
+    def load(self, prompt: Prompt, chunks: int, clip_skip: int, watch: Stopwatch) -> None:
+        """Load the graphs that ``encode`` will use of the same arguments."""
+        for variant in self.variants(prompt, chunks, clip_skip):
+            self._engine(variant, watch)
 
     def encode(self, prompt: Prompt, chunks: int = 1, clip_skip: int = 0) -> States:
         """Return the states of a prompt, padded with empty chunks to ``chunks`` of them.
@@ -80,7 +91,7 @@ class TextEncoder:
         return [*prompt.chunks, *[empty_chunk(self._tokenizer)] * missing]
 
     def _encode(self, chunk: Chunk, clip_skip: int) -> States:
-        engine = self._engine(_variant(chunk, clip_skip))
+        engine = self._engine(_variant(chunk, clip_skip), None)
         if engine.spec.variant == PLAIN:
             outputs = engine(input_ids=chunk.ids)
             hidden = outputs[self._bundle.manifest.conditioning.hidden_state]
@@ -94,19 +105,22 @@ class TextEncoder:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        spec = self._bundle.manifest.tokenizer
+        spec = self._bundle.manifest.tokenizers[self._component]
         return Tokenizer(spec, self._bundle.file(spec.file))
 
 
-def require_prompt_graph(bundle: Bundle, wanted: str) -> GraphSpec:
-    """Return the graph that ``wanted`` needs; raises RequestError for bundles made without it."""
+def require_prompt_graphs(bundle: Bundle, wanted: str) -> list[GraphSpec]:
+    """Return the graph that ``wanted`` needs of each text encoder.
+
+    Raises RequestError for bundles made without it.
+    """
     if PROMPT not in bundle.variants("text_encoder"):
         raise RequestError(
             f"bundle {bundle.manifest.name} cannot do {wanted}: it was made before its text "
             "encoder had a graph for that. Make it again with: edgediffusion export CHECKPOINT "
             "-o BUNDLE"
         )
-    return bundle.graph("text_encoder", variant=PROMPT)
+    return [bundle.graph(name, variant=PROMPT) for name in bundle.manifest.tokenizers]
 
 
 def check_clip_skip(name: str, value: object, bundle: Bundle) -> int:
@@ -117,11 +131,15 @@ def check_clip_skip(name: str, value: object, bundle: Bundle) -> int:
         raise RequestError(f"{name} must be a whole number of at least 0, got {value!r}")
     if value == 0:
         return 0
-    graph = require_prompt_graph(bundle, name)
-    layers = next(t for t in graph.outputs if t.name == "skip_states").shape[1] - 1
+    states = [
+        next(tensor for tensor in graph.outputs if tensor.name == "skip_states")
+        for graph in require_prompt_graphs(bundle, name)
+    ]
+    layers = min(tensor.shape[1] for tensor in states) - 1
     if value > layers:
         raise RequestError(
-            f"{name} must be at most {layers}, the number of the text encoder's layers, got {value}"
+            f"{name} must be at most {layers}, no more of the text encoder's layers can be left "
+            f"out; got {value}"
         )
     return value
 

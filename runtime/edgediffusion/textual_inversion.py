@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,9 @@ MAX_BYTES: Final = 64 << 20
 """More than any embedding has; a larger file is a checkpoint or a LoRA."""
 
 _PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt")
-_NAMELESS: Final = ("emb_params", "clip_l", "clip_g", "*")
+_PAIR: Final = ("clip_l", "clip_g")
+"""The tensors for SDXL's two text encoders."""
+_NAMELESS: Final = ("emb_params", *_PAIR, "*")
 """Keys that say what a tensor is for, and not what it is called: the file's name is its name."""
 
 _MADE_FOR: Final[Mapping[int, str]] = {
@@ -55,27 +57,36 @@ class TextualInversion:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A loaded textual inversion. ``vectors`` is float32 of shape (vectors, width)."""
+    """A loaded textual inversion.
+
+    vectors : float32 of shape (vectors, width).
+    second : the same for the second of two text encoders.
+    """
 
     name: str
     vectors: Float
     file: str
     sha256: str
+    second: Float | None = None
+
+    def of(self, index: int) -> Embedding:
+        """Return what the text encoder of that number takes, from 0."""
+        return self if index == 0 or self.second is None else replace(self, vectors=self.second)
 
 
 def load_embeddings(
-    wanted: Sequence[TextualInversion | str | os.PathLike[str]], width: int, most: int
+    wanted: Sequence[TextualInversion | str | os.PathLike[str]], widths: Sequence[int], most: int
 ) -> tuple[Embedding, ...]:
     """Load the embeddings of a request; raises RequestError.
 
-    width : numbers in a vector of the text encoder; most : vectors that a prompt has room for.
+    widths : numbers in a vector, for each text encoder; most : vectors that a prompt has room for.
     """
     if isinstance(wanted, (str, os.PathLike, TextualInversion)):
         raise RequestError(f"embeddings must be a list, got {wanted!r}: put it in brackets")
     loaded: dict[str, Embedding] = {}
     for each in wanted:
         entry = each if isinstance(each, TextualInversion) else TextualInversion(each)
-        embedding = _load(entry, width, most)
+        embedding = _load(entry, widths, most)
         key = embedding.name.casefold()
         if key in loaded:
             raise RequestError(
@@ -132,7 +143,7 @@ def _whole_word(name: str) -> str:
     return f"{before}({re.escape(name)}){after}"
 
 
-def _load(wanted: TextualInversion, width: int, most: int) -> Embedding:
+def _load(wanted: TextualInversion, widths: Sequence[int], most: int) -> Embedding:
     path = _find(wanted.file)
     data = _read(path)
     digest = sha256(data).hexdigest()
@@ -141,11 +152,17 @@ def _load(wanted: TextualInversion, width: int, most: int) -> Embedding:
             f"{path} has sha256 {digest[:12]}…, expected {str(wanted.sha256)[:12]}…: it is another "
             "embedding of the same name, put the right file in its place"
         )
-    key, vectors = _choose(_tensors(data, path), path)
+    tensors = _tensors(data, path)
+    keys = _choose(tensors, path, len(widths))
+    key = keys[0]
     name = (wanted.name or ("" if key in _NAMELESS else key) or path.stem).strip()
     if not name:
         raise RequestError(f"{path} needs a name: TextualInversion(file, name=...)")
-    return Embedding(name, _checked(vectors, path, width, most), os.fspath(wanted.file), digest)
+    vectors = [
+        _checked(_numbers(tensors[key], path), path, width, most)
+        for key, width in zip(keys, widths, strict=True)
+    ]
+    return Embedding(name, vectors[0], os.fspath(wanted.file), digest, *vectors[1:])
 
 
 def _find(file: str | os.PathLike[str]) -> Path:
@@ -185,16 +202,26 @@ def _tensors(data: bytes, path: Path) -> dict[str, Mapping[str, Any]]:
         raise RequestError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def _choose(tensors: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[str, Float]:
-    """Return the tensor for the (first) text encoder: the only one, or that of an SDXL pair."""
-    keys = [key for key in ("emb_params", "clip_l") if key in tensors] or list(tensors)
+def _choose(tensors: Mapping[str, Any], path: Path, encoders: int) -> tuple[str, ...]:
+    """Name the tensor of each text encoder; for a single one, a pair's first will do."""
+    if encoders == len(_PAIR):
+        if not set(_PAIR) <= set(tensors):
+            raise RequestError(
+                f"{path} does not hold {' and '.join(_PAIR)}, which this bundle's two text "
+                "encoders take: it was made for another model, use one that was made for SDXL"
+            )
+        return _PAIR
+    keys = [key for key in ("emb_params", _PAIR[0]) if key in tensors] or list(tensors)
     if len(keys) != 1:
         held = ", ".join(sorted(tensors)[:5]) or "nothing"
         raise RequestError(
             f"{path} holds {held}, expected one tensor, emb_params, or clip_l with clip_g: it is "
             "not a textual-inversion embedding"
         )
-    tensor = tensors[keys[0]]
+    return (keys[0],)
+
+
+def _numbers(tensor: Mapping[str, Any], path: Path) -> Float:
     if tensor["dtype"] not in _DTYPES:
         raise RequestError(
             f"{path} holds numbers of type {tensor['dtype']}, expected one of {', '.join(_DTYPES)}"
@@ -202,7 +229,7 @@ def _choose(tensors: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[str, 
     flat = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
     if tensor["dtype"] == "BF16":  # the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    return keys[0], flat.astype(np.float32).reshape(tensor["shape"])
+    return flat.astype(np.float32).reshape(tensor["shape"])
 
 
 def _checked(vectors: Float, path: Path, width: int, most: int) -> Float:

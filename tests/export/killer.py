@@ -19,7 +19,8 @@ import msgspec
 
 from edgediffusion.errors import EdgeDiffusionError
 from edgediffusion.hashing import sha256_file
-from edgediffusion.manifest import Manifest, read_manifest
+from edgediffusion.manifest import Manifest
+from edgediffusion.manifest_file import read_manifest
 from edgediffusion_export import bundle as bundle_module
 from edgediffusion_export.bundle import staged
 

@@ -19,7 +19,7 @@ TEXT = {"hidden_size": 768, "max_position_embeddings": 77, "num_hidden_layers": 
 
 
 def architecture(**unet: Any) -> Architecture:
-    return read_architecture(unet=UNET | unet, vae=VAE, text=TEXT, scheduler={})
+    return read_architecture({"unet": UNET | unet, "vae": VAE, "text_encoder": TEXT}, {})
 
 
 def test_the_numbers_of_stable_diffusion() -> None:
@@ -59,7 +59,7 @@ def test_other_sizes_name_the_nearest(size: tuple[int, int], nearest: str) -> No
     [
         ({"in_channels": 9}, "in_channels 9, the VAE has 4 latent channels: inpainting"),
         ({"out_channels": 8}, "out_channels 8, the VAE has 4"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type 'text_time': this kind"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type 'text_time', with 1 text enc"),
         ({"time_cond_proj_dim": 256}, "time_cond_proj_dim 256: this kind"),
         ({"cross_attention_dim": 1024}, "cross_attention_dim 1024, the text encoder's .* 768"),
         ({"block_out_channels": []}, r"block_out_channels \[\], expected positive numbers"),
@@ -70,3 +70,60 @@ def test_other_sizes_name_the_nearest(size: tuple[int, int], nearest: str) -> No
 def test_other_unets_are_refused(unet: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=f"unet/config.json has {message}"):
         architecture(**unet)
+
+
+TEXT_2 = {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_size": 1280,
+    "max_position_embeddings": 77,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
+XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+}
+
+
+def xl(**unet: Any) -> Architecture:
+    texts = {"text_encoder": TEXT, "text_encoder_2": TEXT_2}
+    return read_architecture({"unet": UNET | XL | unet, "vae": VAE, **texts}, {})
+
+
+def test_the_numbers_of_sdxl() -> None:
+    found = xl()
+    assert (found.width, found.pooled, found.default_size) == (2048, 1280, (1024, 1024))
+    assert found.texts["text_encoder"].layers == 12
+    assert found.texts["text_encoder_2"].layers == 32
+    assert found.granularity == 32
+
+
+@pytest.mark.parametrize(
+    ("unet", "message"),
+    [
+        ({"addition_embed_type": None}, "addition_embed_type None, with 2 text encoder"),
+        ({"addition_embed_type": "image"}, "addition_embed_type 'image', with 2 text encoder"),
+        ({"cross_attention_dim": 768}, r"cross_attention_dim 768, the .* is 768 \+ 1280: these"),
+        (
+            {"projection_class_embeddings_input_dim": 2560},
+            "projection_class_embeddings_input_dim 2560, text_encoder_2 and .* make 2816: these",
+        ),
+        (
+            {"addition_time_embed_dim": None},
+            "projection_class_embeddings_input_dim 2816, text_encoder_2 and .* make 1280",
+        ),
+    ],
+)
+def test_other_unets_than_sdxls_are_refused(unet: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"unet/config.json has {message}"):
+        xl(**unet)
+
+
+def test_latents_shifted_channel_by_channel_are_refused() -> None:
+    vae = VAE | {"latents_mean": [0.0] * 4}
+    with pytest.raises(CheckpointError, match=r"vae/config.json has latents_mean: latents that"):
+        read_architecture({"unet": UNET, "vae": vae, "text_encoder": TEXT}, {})

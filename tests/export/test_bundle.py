@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from edgediffusion import Bundle
 from edgediffusion.errors import OutputError
-from edgediffusion.manifest import Manifest, read_manifest
+from edgediffusion.manifest import Manifest
+from edgediffusion.manifest_file import read_manifest
 from edgediffusion_export import bundle as bundle_module
 from edgediffusion_export.bundle import Staging, staged
 

@@ -13,7 +13,8 @@ import pytest
 from edgediffusion import Bundle
 from edgediffusion.errors import DeviceError, ParityError
 from edgediffusion.golden import read_tensors, stored
-from edgediffusion.manifest import Manifest, read_manifest
+from edgediffusion.manifest import Manifest
+from edgediffusion.manifest_file import read_manifest
 from edgediffusion_export import cuda_proof
 from edgediffusion_export.cuda_proof import prove_fused, written_out
 from edgediffusion_export.options import ExportOptions

@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 
 from edgediffusion import Bundle, __version__, verify
 from edgediffusion.errors import CheckpointError, ParityError, RequestError
-from edgediffusion.manifest import GATES, Manifest, read_manifest
+from edgediffusion.manifest import GATES, Manifest
+from edgediffusion.manifest_file import read_manifest
 from edgediffusion_export import component
 from edgediffusion_export.exporter import export_checkpoint
+from edgediffusion_export.graphs import NETWORKS
 from edgediffusion_export.options import ExportOptions
 from tests.checkpoints import write_tiny_checkpoint
 
@@ -226,11 +228,11 @@ def test_a_failed_gate_leaves_no_bundle(
 def test_an_encoder_that_computes_otherwise_layer_by_layer_is_refused() -> None:
     whole = {"last_hidden_state": np.ones((1, 77, 8)), "pooler_output": np.ones((1, 8))}
     layers = {"skip_states": np.ones((1, 3, 77, 8)), "pooler_output": np.ones((1, 8))}
-    component.check_prompt_states([whole, whole], [layers])
+    component.check_prompt_states(NETWORKS[0], [whole, whole], [layers])
     for name, other in (("last_hidden_state", "skip_states"), ("pooler_output", "pooler_output")):
         wrong = layers | {other: 1.01 * layers[other]}
         with pytest.raises(ParityError, match=f"layer by layer gives another {name} than the net"):
-            component.check_prompt_states([whole, whole], [wrong])
+            component.check_prompt_states(NETWORKS[0], [whole, whole], [wrong])
 
 
 def test_graphs_for_longer_prompts_share_the_weights(

@@ -21,7 +21,7 @@ def graph(name: str, batch: int = 1, side: int = 512) -> GraphSpec:
 def test_a_unet_has_at_most_two_megabytes(batch: int, side: int) -> None:
     golden, spec = Golden(), graph("unet", batch, side)
     states = np.random.default_rng(0).normal(size=(3, 77, 768)).astype(np.float32)
-    cases = unet_cases(golden, spec, states, architecture())
+    cases = unet_cases(golden, spec, {"encoder_hidden_states": states}, architecture())
     for i, case in enumerate(cases):
         inputs = golden_inputs(case, spec, golden.tensors)
         assert {name: array.shape for name, array in inputs.items()} == {
@@ -35,7 +35,7 @@ def test_a_unet_has_at_most_two_megabytes(batch: int, side: int) -> None:
 def test_text_states_follow_each_other_in_a_batch() -> None:
     golden, spec = Golden(), graph("unet", batch=2)
     states = np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 77, 768), np.float32)
-    case = unet_cases(golden, spec, states, architecture())[0]
+    case = unet_cases(golden, spec, {"encoder_hidden_states": states}, architecture())[0]
     text = golden_inputs(case, spec, golden.tensors)["encoder_hidden_states"]
     assert text[:, 0, 0].tolist() == [0, 1]
 
@@ -43,7 +43,8 @@ def test_text_states_follow_each_other_in_a_batch() -> None:
 def test_large_batches_get_noise_of_the_states_scale() -> None:
     golden, spec = Golden(), graph("unet", batch=8)
     states = np.full((3, 77, 768), 2.5, np.float32)
-    recipe = unet_cases(golden, spec, states, architecture())[0].inputs["encoder_hidden_states"]
+    (case, *_) = unet_cases(golden, spec, {"encoder_hidden_states": states}, architecture())
+    recipe = case.inputs["encoder_hidden_states"]
     assert isinstance(recipe, Noise)
     assert recipe.scale == pytest.approx(2.5)
 
@@ -53,7 +54,7 @@ def test_longer_prompts_get_noise_of_the_states_scale() -> None:
     *_, spec = graph_specs(network, architecture(), [(512, 512)], [1], "fp32", chunks=2)
     states = np.full((3, 77, 768), 2.5, np.float32)
     golden = Golden()
-    case = unet_cases(golden, spec, states, architecture())[0]
+    case = unet_cases(golden, spec, {"encoder_hidden_states": states}, architecture())[0]
     text = golden_inputs(case, spec, golden.tensors)["encoder_hidden_states"]
     assert text.shape == (1, 154, 768)
     assert float(np.std(text.astype(np.float64))) == pytest.approx(2.5, rel=0.05)

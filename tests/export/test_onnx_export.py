@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgediffusion.manifest import read_manifest
+from edgediffusion.manifest_file import read_manifest
 
 
 def graph_files(bundle: Path) -> list[Path]:

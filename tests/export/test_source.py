@@ -162,8 +162,8 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_pipelines_are_refused(broken: Path) -> None:
-    change_json(broken / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(CheckpointError, match="describes a StableDiffusionXLPipeline, only Stable"):
+    change_json(broken / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    with pytest.raises(CheckpointError, match="describes a StableDiffusionInpaintPipeline, only S"):
         open_checkpoint(str(broken))
 
 

@@ -19,11 +19,17 @@ def ids(spec: TokenizerSpec, data: bytes, folder: Path, text: str) -> list[int]:
     return [int(i) for i in Tokenizer(spec, folder / "tokenizer.json").encode(text).ids[0]]
 
 
+def their_ids(folder: Path, text: str) -> list[int]:
+    """Those of transformers."""
+    made = load_tokenizer(folder)(text, padding="max_length", max_length=77, truncation=True)
+    found: list[int] = made["input_ids"]
+    return found
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_ids_are_those_of_transformers(checkpoint: Path, tmp_path: Path, text: str) -> None:
-    spec, data = export_tokenizer(checkpoint, 77)
-    theirs = load_tokenizer(checkpoint)(text, padding="max_length", max_length=77, truncation=True)
-    assert ids(spec, data, tmp_path, text) == theirs["input_ids"]
+    spec, data = export_tokenizer(checkpoint / "tokenizer", 77)
+    assert ids(spec, data, tmp_path, text) == their_ids(checkpoint / "tokenizer", text)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -34,18 +40,17 @@ def test_a_padding_token_of_its_own_is_kept(broken: Path, tmp_path: Path, text: 
         if path.is_file():
             path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "!"}))
     (broken / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
-    spec, data = export_tokenizer(broken, 77)
+    spec, data = export_tokenizer(broken / "tokenizer", 77)
     assert spec.pad == json.loads((broken / "tokenizer" / "vocab.json").read_text())["!"]
-    theirs = load_tokenizer(broken)(text, padding="max_length", max_length=77, truncation=True)
-    assert ids(spec, data, tmp_path, text) == theirs["input_ids"]
+    assert ids(spec, data, tmp_path, text) == their_ids(broken / "tokenizer", text)
 
 
 def test_a_ready_made_file_gives_the_same_ids(broken: Path, tmp_path: Path) -> None:
-    spec, data = export_tokenizer(broken, 77)
-    tokenizer = load_tokenizer(broken)
+    spec, data = export_tokenizer(broken / "tokenizer", 77)
+    tokenizer = load_tokenizer(broken / "tokenizer")
     tokenizer("x", padding="max_length", truncation=True, max_length=5)  # leaves its settings on
     tokenizer.backend_tokenizer.save(str(broken / "tokenizer" / "tokenizer.json"))
-    again, from_json = export_tokenizer(broken, 77)
+    again, from_json = export_tokenizer(broken / "tokenizer", 77)
     assert again == spec
     assert json.loads(from_json)["padding"] is None
     assert json.loads(from_json)["truncation"] is None
@@ -54,11 +59,11 @@ def test_a_ready_made_file_gives_the_same_ids(broken: Path, tmp_path: Path) -> N
 
 
 def test_the_text_encoder_limits_the_length(checkpoint: Path) -> None:
-    assert export_tokenizer(checkpoint, 20)[0].length == 20
+    assert export_tokenizer(checkpoint / "tokenizer", 20)[0].length == 20
 
 
 def test_a_damaged_vocabulary_is_named(broken: Path) -> None:
     (broken / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
     (broken / "tokenizer" / "vocab.json").write_text("{")
     with pytest.raises(CheckpointError, match="does not load as a CLIP tokenizer"):
-        export_tokenizer(broken, 77)
+        export_tokenizer(broken / "tokenizer", 77)

@@ -83,10 +83,10 @@ def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The runtime's tokenizer as the exporter wrote it, and transformers' own."""
     folder = tmp_path_factory.mktemp("clip")
     write_kind(folder / "tokenizer", request.param)
-    spec, data = export_tokenizer(folder, 77)
+    spec, data = export_tokenizer(folder / "tokenizer", 77)
     assert (spec.pad == 0) == ("sd2" in request.param or "sdxl 2" in request.param)
     (folder / "tokenizer.json").write_bytes(data)
-    return Tokenizer(spec, folder / "tokenizer.json"), load_tokenizer(folder)
+    return Tokenizer(spec, folder / "tokenizer.json"), load_tokenizer(folder / "tokenizer")
 
 
 def padded(theirs: Any, texts: list[str], length: int) -> list[list[int]]:
@@ -135,7 +135,7 @@ def test_an_exclamation_mark_is_padding_where_it_is_the_pad_token(clip: Pair) ->
 def test_well_known_ids(tmp_path: Path) -> None:
     """As printed in CLIP's and transformers' own documentation."""
     write_kind(tmp_path / "tokenizer", "sd1, sdxl 1")
-    spec, data = export_tokenizer(tmp_path, 77)
+    spec, data = export_tokenizer(tmp_path / "tokenizer", 77)
     assert (spec.bos, spec.eos, spec.pad, spec.length) == (49406, 49407, 49407, 77)
     (tmp_path / "tokenizer.json").write_bytes(data)
     ours = Tokenizer(spec, tmp_path / "tokenizer.json")

@@ -10,7 +10,7 @@ from edgediffusion.denoiser import Denoiser
 from edgediffusion.manifest import DEEP, PLAIN, SHALLOW
 
 NEGATIVE, POSITIVE = 1.0, 5.0
-CONTEXT = np.array([NEGATIVE, POSITIVE], np.float32)
+ROWS = {"encoder_hidden_states": np.array([NEGATIVE, POSITIVE], np.float32)}
 SAMPLE = np.stack([np.full((1, 2, 2), 10.0, np.float32), np.full((1, 2, 2), 20.0, np.float32)])
 
 
@@ -32,7 +32,7 @@ class FakeUnet:
 
 
 def denoiser(calls: list[Call], **unets: Any) -> Denoiser:
-    return Denoiser(unets, calls, CONTEXT, guidance=3.0)
+    return Denoiser(unets, calls, ROWS, guidance=3.0)
 
 
 def test_guidance_goes_from_the_negative_prediction_beyond_the_positive_one() -> None:
@@ -73,5 +73,5 @@ def test_rescaling_brings_the_spread_of_the_prediction_back() -> None:
             text = rows["encoder_hidden_states"]
             return {"out_sample": image[None] * text[:, None, None, None]}
 
-    run = Denoiser({PLAIN: Spread()}, [Call(guided=True)], CONTEXT, 3.0, rescale=1.0)  # type: ignore[dict-item]
+    run = Denoiser({PLAIN: Spread()}, [Call(guided=True)], ROWS, 3.0, rescale=1.0)  # type: ignore[dict-item]
     assert np.isclose(run(image, 1.0).std(), POSITIVE * image.std())

@@ -17,14 +17,8 @@ from edgediffusion.cli import main
 from edgediffusion.engine import open_engine
 from edgediffusion.engine_cache import engine_cache
 from edgediffusion.hashing import sha256_file
-from edgediffusion.manifest import (
-    MANIFEST_NAME,
-    FileSpec,
-    GraphSpec,
-    PlanSpec,
-    dump_manifest,
-    read_manifest,
-)
+from edgediffusion.manifest import FileSpec, GraphSpec, PlanSpec
+from edgediffusion.manifest_file import MANIFEST_NAME, dump_manifest, read_manifest
 from edgediffusion.tensorrt_library import TENSORRT_RTX, message_log
 from tests.runtime.fake_cuda import FakeGpu
 from tests.runtime.fake_tensorrt import Diagnostics, FakeTensorRt

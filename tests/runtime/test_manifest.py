@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgediffusion.errors import ManifestError
-from edgediffusion.manifest import dump_manifest, format_of, parse_manifest, read_manifest
+from edgediffusion.manifest_file import dump_manifest, format_of, parse_manifest, read_manifest
 from tests.manifests import graph, tensor, valid_manifest
 
 REWRITTEN = {"file": "unet/a", "rewrites": {"winograd": 3}}
@@ -59,7 +59,7 @@ def test_all_faults_are_reported_at_once_with_their_paths() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format",), 0, r"\$.format: got 0, expected 1 to 2"),
+        (("format",), 0, r"\$.format: got 0, expected 1 to 3"),
         (("latent", "scaling_factor"), 0, r"\$.latent: .* scaling_factor not 0"),
         (("latent", "rgb"), [[1, 1, 1]], r"\$.latent.rgb: got 1 rows, expected 4"),
         (("latent", "rgb_bias"), [1], r"\$.latent.rgb_bias: got 1 items, expected 3"),
@@ -104,6 +104,33 @@ def test_int8_graphs_need_their_measured_gate() -> None:
     manifest = parse(data)
     assert format_of(manifest.components) == 2
     assert format_of(parse(valid_manifest()).components) == 1
+
+
+def test_a_pair_of_text_encoders_needs_both_and_their_tokenizers() -> None:
+    data = valid_manifest() | {"format": 3}
+    data["conditioning"]["recipe"] = "clip-pair"
+    with pytest.raises(ManifestError, match=r"\$\.components: text_encoder_2 is missing") as caught:
+        parse(data)
+    assert "$.tokenizer_2: goes with recipe clip-pair, got clip-pair" in str(caught.value)
+    second = json.loads(
+        json.dumps(data["components"]["text_encoder"]).replace("text_encoder/", "text_encoder_2/")
+    )
+    data["components"]["text_encoder_2"] = second
+    for path in (second["weights"], second["golden"], *(g["file"] for g in second["graphs"])):
+        data["files"][path] = data["files"][data["tokenizer"]["file"]]
+    data["tokenizer_2"] = data["tokenizer"] | {"file": "tokenizer_2/tokenizer.json", "length": 2}
+    with pytest.raises(ManifestError, match=r"\$\.tokenizer_2\.length: got 2, expected") as caught:
+        parse(data)
+    assert "$.tokenizer_2.file: 'tokenizer_2/tokenizer.json' is not listed" in str(caught.value)
+    data["tokenizer_2"] = data["tokenizer"]
+    manifest = parse(data)
+    assert list(manifest.tokenizers) == ["text_encoder", "text_encoder_2"]
+    assert format_of(manifest.components) == 3
+    data["conditioning"]["recipe"] = "clip"
+    with pytest.raises(
+        ManifestError, match=r"\$\.tokenizer_2: goes with recipe clip-pair, got clip"
+    ):
+        parse(data)
 
 
 def test_a_tokenizer_may_begin_no_text() -> None:

@@ -289,12 +289,12 @@ def test_without_a_batch_1_graph_guidance_cannot_be_left_out(
 
 
 def test_two_calls_of_the_batch_1_graph_equal_one_of_the_batch_2_graph(pipe: ed.Pipeline) -> None:
-    states = pipe.embed(["", "a red circle"]).hidden
+    rows = {"encoder_hidden_states": pipe.embed(["", "a red circle"]).hidden}
     noise = ed.randn((1, 4, 16, 16), seed=0)
     made = []
     for batch in (1, 2):
         unet = Unet({batch: pipe.engine("unet", batch, (128, 128))})
-        made.append(Denoiser({PLAIN: unet}, [Call(guided=True)], states, 4.0)(noise, 500.0))
+        made.append(Denoiser({PLAIN: unet}, [Call(guided=True)], rows, 4.0)(noise, 500.0))
     np.testing.assert_allclose(made[0], made[1], atol=1e-4)
 
 

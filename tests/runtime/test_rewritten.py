@@ -15,7 +15,8 @@ from edgediffusion import engine_ort
 from edgediffusion.auto import Chooser
 from edgediffusion.engine import EngineOptions
 from edgediffusion.hashing import sha256_file
-from edgediffusion.manifest import FileSpec, Rewritten, dump_manifest, read_manifest
+from edgediffusion.manifest import FileSpec, Rewritten
+from edgediffusion.manifest_file import dump_manifest, read_manifest
 
 
 @pytest.fixture

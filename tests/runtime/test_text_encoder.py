@@ -69,7 +69,9 @@ def backends(bundle: ed.Bundle) -> dict[str, _Recorder]:
 
 @pytest.fixture
 def encoder(bundle: ed.Bundle, backends: dict[str, _Recorder]) -> TextEncoder:
-    return TextEncoder(bundle, lambda v: Engine(backends[v].spec, "cpu", backends[v]))
+    return TextEncoder(
+        bundle, lambda v, _: Engine(backends[v].spec, "cpu", backends[v]), "text_encoder"
+    )
 
 
 def test_a_plain_prompt_takes_the_plain_graph(

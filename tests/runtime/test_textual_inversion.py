@@ -32,7 +32,7 @@ def write(path: Path, **tensors: np.ndarray[Any, Any]) -> Path:
 
 
 def load(*wanted: Any, width: int = WIDTH, most: int = 75) -> tuple[Embedding, ...]:
-    return load_embeddings(wanted, width, most)
+    return load_embeddings(wanted, [width], most)
 
 
 # --- formats -------------------------------------------------------------------------------------
@@ -127,6 +127,22 @@ def test_files_that_are_no_embedding(tmp_path: Path, tensors: dict[str, Any], me
         load(write(tmp_path / "a.safetensors", **tensors))
 
 
+def test_two_text_encoders_take_a_pair(tmp_path: Path) -> None:
+    second = np.full((2, 24), 3, np.float32)
+    path = write(tmp_path / "a.safetensors", clip_g=second, clip_l=ONE)
+    (embedding,) = load_embeddings([path], [WIDTH, 24], 75)
+    np.testing.assert_array_equal(embedding.of(0).vectors, ONE)
+    np.testing.assert_array_equal(embedding.of(1).vectors, second)
+    assert embedding.name == "a"
+    with pytest.raises(ed.RequestError, match="of width 24, this bundle's text encoder takes 32"):
+        load_embeddings([path], [WIDTH, 32], 75)
+    single = write(tmp_path / "b.safetensors", emb_params=ONE)
+    with pytest.raises(
+        ed.RequestError, match="does not hold clip_l and clip_g, which this bundle'"
+    ):
+        load_embeddings([single], [WIDTH, 24], 75)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", emb_params=ONE)
     path.write_bytes(path.read_bytes()[:-3])
@@ -183,7 +199,7 @@ def test_a_single_embedding_is_still_a_list(wanted: Any) -> None:
     with pytest.raises(
         ed.RequestError, match=r"embeddings must be a list, got .*: put it in brack"
     ):
-        load_embeddings(wanted, WIDTH, 75)
+        load_embeddings(wanted, [WIDTH], 75)
 
 
 @given(data=st.binary(max_size=64))

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import edgediffusion as ed
-from edgediffusion.manifest import GATES, Manifest, read_manifest
+from edgediffusion.manifest import GATES, Manifest
+from edgediffusion.manifest_file import read_manifest
 from tests.export.quantize.reading import operators
 
 

@@ -13,7 +13,8 @@ import edgediffusion as ed
 from edgediffusion.engine import open_engine
 from edgediffusion.engine_openvino import is_installed
 from edgediffusion.golden import check_graph, read_tensors
-from edgediffusion.manifest import Manifest, read_manifest
+from edgediffusion.manifest import Manifest
+from edgediffusion.manifest_file import read_manifest
 from tests.export.quantize.reading import operators
 
 
