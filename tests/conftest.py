@@ -6,10 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import edgediffusion as ed
 from edgediffusion.bundle import find_bundle
+from edgediffusion.hashing import sha256_file
+from edgediffusion.manifest import FileSpec, Rewritten
+from edgediffusion.manifest_file import dump_manifest, read_manifest
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,3 +42,23 @@ def pipe(demo: Path) -> Iterator[ed.Pipeline]:
     """One open pipeline on the demo bundle, shared: it keeps no state between calls."""
     with ed.Pipeline.open(demo) as pipeline:
         yield pipeline
+
+
+@pytest.fixture
+def rewritten(copied: Path) -> ed.Bundle:
+    """The demo, whose plain UNet of batch 1 has a second file: here a copy of the first."""
+    manifest = read_manifest(copied)
+    unet = manifest.components["unet"]
+    first, *rest = unet.graphs
+    file = first.file.replace(".onnx", ".fp32.onnx")
+    shutil.copyfile(copied / first.file, copied / file)
+    size, digest = (copied / file).stat().st_size, sha256_file(copied / file)
+    changed = msgspec.structs.replace(first, fp32=Rewritten(file, {"winograd": 1}))
+    component = msgspec.structs.replace(unet, graphs=(changed, *rest))
+    new = msgspec.structs.replace(
+        manifest,
+        components=manifest.components | {"unet": component},
+        files=manifest.files | {file: FileSpec(size, digest)},
+    )
+    (copied / "manifest.json").write_bytes(dump_manifest(new))
+    return ed.Bundle.open(copied)

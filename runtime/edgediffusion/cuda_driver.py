@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from dataclasses import dataclass
 from typing import Any, Final
 
 from edgediffusion.errors import DeviceError
+from edgediffusion.gpu import Gpu, cuda_version
 
 LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NO_DEVICE: Final = 100  # CUDA_ERROR_NO_DEVICE
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _DRIVERS: Final = "https://www.nvidia.com/drivers"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The first GPU, and the newest CUDA that its driver runs; ``memory`` in bytes."""
-
-    name: str
-    capability: tuple[int, int]
-    memory: int
-    cuda: tuple[int, int]
 
 
 def read_gpu() -> Gpu:
@@ -39,8 +29,9 @@ def read_gpu() -> Gpu:
     _call(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
     _call(library, "cuDriverGetVersion", ctypes.byref(version))
     capability = (_attribute(library, _MAJOR, device), _attribute(library, _MINOR, device))
-    cuda = (version.value // 1000, version.value % 1000 // 10)
-    return Gpu(name.value.decode(errors="replace"), capability, memory.value, cuda)
+    return Gpu(
+        name.value.decode(errors="replace"), capability, memory.value, cuda_version(version.value)
+    )
 
 
 def free_memory() -> int:

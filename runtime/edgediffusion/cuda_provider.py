@@ -18,8 +18,9 @@ from typing import Final
 
 import onnxruntime as ort
 
-from edgediffusion.cuda_driver import Gpu, read_gpu
+from edgediffusion.cuda_driver import read_gpu
 from edgediffusion.errors import DeviceError
+from edgediffusion.gpu import Gpu
 
 PROVIDER: Final = "CUDAExecutionProvider"
 INSTALL: Final = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
@@ -17,20 +16,11 @@ from numpy.typing import NDArray
 
 from edgediffusion.byte_sizes import say_bytes
 from edgediffusion.errors import DeviceError, EngineError
+from edgediffusion.gpu import Gpu, cuda_version, say_version
 from edgediffusion.tensorrt_library import Library
 
 _MODULE: Final = "cuda.bindings.runtime"
 _FIRST: Final = 0
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU: ``memory`` in bytes, ``driver`` as the newest CUDA that the driver runs."""
-
-    name: str
-    compute_capability: str
-    memory: int
-    driver: str
 
 
 class Cuda:
@@ -45,9 +35,9 @@ class Cuda:
         properties = self._call("cudaGetDeviceProperties", _FIRST)
         self.gpu = Gpu(
             name=bytes(properties.name).split(b"\0")[0].decode(),
-            compute_capability=f"{properties.major}.{properties.minor}",
+            capability=(properties.major, properties.minor),
             memory=int(properties.totalGlobalMem),
-            driver=_version(self._call("cudaDriverGetVersion")),
+            cuda=cuda_version(self._call("cudaDriverGetVersion")),
         )
 
     def require_memory(self, needed: int, what: str) -> None:
@@ -123,6 +113,7 @@ class Cuda:
             return
         _, driver = self._api.cudaDriverGetVersion()
         _, needed = self._api.cudaRuntimeGetVersion()
+        has, wants = (say_version(cuda_version(number)) for number in (driver, needed))
         if not driver:
             raise DeviceError(
                 f"device {device!r} needs an NVIDIA GPU, and no NVIDIA driver is installed here: "
@@ -130,8 +121,8 @@ class Cuda:
             )
         if error == self._api.cudaError_t.cudaErrorInsufficientDriver:
             raise DeviceError(
-                f"device {device!r} needs a driver for CUDA {_version(needed)}, the NVIDIA driver "
-                f"here is for CUDA {_version(driver)}: update it"
+                f"device {device!r} needs a driver for CUDA {wants}, the NVIDIA driver here is for "
+                f"CUDA {has}: update it"
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hint = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
@@ -165,8 +156,3 @@ def open_cuda(library: Library) -> Cuda:
             f"{library.install}"
         ) from error
     return Cuda(api, library.device)
-
-
-def _version(number: int) -> str:
-    """CUDA's way to write 13.2 is 13020."""
-    return f"{number // 1000}.{number % 1000 // 10}"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgediffusion.byte_sizes import say_bytes
-from edgediffusion.cuda_runtime import Gpu, open_cuda
+from edgediffusion.cuda_runtime import open_cuda
 from edgediffusion.engine import EngineOptions
 from edgediffusion.engine_tensorrt import libraries_on, open_cached
 from edgediffusion.errors import DeviceError, EngineError
 from edgediffusion.fingerprint import engine_facts
+from edgediffusion.gpu import Gpu
 from edgediffusion.manifest import GraphSpec, PlanSpec
 from edgediffusion.tensorrt_build import compute_capabilities
 from edgediffusion.tensorrt_library import TENSORRT_RTX, message_log

@@ -139,3 +139,14 @@ def test_cpu_time_of_several_threads_is_refused() -> None:
 def test_no_rounds_are_refused() -> None:
     with pytest.raises(RequestError, match="rounds must be at least 1, got 0"):
         Options(rounds=0)
+
+
+def test_a_rewritten_file_counts_in_the_plain_ones_place(rewritten: Bundle) -> None:
+    options = Options(device="cpu", rounds=1, threads=1, components=("unet",))
+    report = roofline(rewritten, options)
+    files = {name: graph["file"] for name, graph in report["graphs"].items()}
+    assert files["unet/128x128.b1.onnx"] == "128x128.b1.fp32.onnx"
+    assert files["unet/128x128.b2.onnx"] == "128x128.b2.onnx"
+    assert "| `unet/128x128.b1.fp32.onnx` |" in roofline_table(report)
+    graph = report["graphs"]["unet/128x128.b1.onnx"]
+    assert graph["plain_flops"] == graph["flops"], "it is a copy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgediffusion.cuda_driver import Gpu
+from edgediffusion.gpu import Gpu
 
 A_GPU = Gpu("NVIDIA Pretend 4090", (8, 9), 24 * 2**30, (13, 0))
 

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 import edgediffusion as ed
 from edgediffusion import auto, cuda_provider, engine_cuda
-from edgediffusion.cuda_driver import Gpu
 from edgediffusion.cuda_provider import missing_library, require_cuda
+from edgediffusion.gpu import Gpu
 from tests.runtime.nvidia import A_GPU
 
 

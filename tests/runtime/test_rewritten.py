@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 import edgediffusion as ed
 from edgediffusion import engine_ort
 from edgediffusion.auto import Chooser
 from edgediffusion.engine import EngineOptions
-from edgediffusion.hashing import sha256_file
-from edgediffusion.manifest import FileSpec, Rewritten
-from edgediffusion.manifest_file import dump_manifest, read_manifest
-
-
-@pytest.fixture
-def rewritten(copied: Path) -> ed.Bundle:
-    """The demo, whose plain UNet of batch 1 has a second file: here a copy of the first."""
-    manifest = read_manifest(copied)
-    unet = manifest.components["unet"]
-    first, *rest = unet.graphs
-    file = first.file.replace(".onnx", ".fp32.onnx")
-    shutil.copyfile(copied / first.file, copied / file)
-    size, digest = (copied / file).stat().st_size, sha256_file(copied / file)
-    changed = msgspec.structs.replace(first, fp32=Rewritten(file, {"winograd": 1}))
-    component = msgspec.structs.replace(unet, graphs=(changed, *rest))
-    new = msgspec.structs.replace(
-        manifest,
-        components=manifest.components | {"unet": component},
-        files=manifest.files | {file: FileSpec(size, digest)},
-    )
-    (copied / "manifest.json").write_bytes(dump_manifest(new))
-    return ed.Bundle.open(copied)
 
 
 @pytest.fixture
