@@ -33,8 +33,8 @@ def test_unknown_fields_are_ignored_so_that_format_1_can_grow() -> None:
 
 
 def test_a_newer_format_is_named_before_anything_else() -> None:
-    with pytest.raises(ManifestError, match=r"bundle format 3.*reads up to 2: upgrade"):
-        parse({"format": 3, "all": "different"})
+    with pytest.raises(ManifestError, match=r"bundle format 4.*reads up to 3: upgrade"):
+        parse({"format": 4, "all": "different"})
 
 
 def test_all_faults_are_reported_at_once_with_their_paths() -> None:

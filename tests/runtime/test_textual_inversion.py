@@ -129,9 +129,9 @@ def test_files_that_are_no_embedding(tmp_path: Path, tensors: dict[str, Any], me
 
 def test_two_text_encoders_take_a_pair(tmp_path: Path) -> None:
     second = np.full((2, 24), 3, np.float32)
-    path = write(tmp_path / "a.safetensors", clip_g=second, clip_l=ONE)
+    path = write(tmp_path / "a.safetensors", clip_g=second, clip_l=TWO)
     (embedding,) = load_embeddings([path], [WIDTH, 24], 75)
-    np.testing.assert_array_equal(embedding.of(0).vectors, ONE)
+    np.testing.assert_array_equal(embedding.of(0).vectors, TWO)
     np.testing.assert_array_equal(embedding.of(1).vectors, second)
     assert embedding.name == "a"
     with pytest.raises(ed.RequestError, match="of width 24, this bundle's text encoder takes 32"):
