@@ -43,10 +43,11 @@ from edgediffusion.engine import Array, EngineOptions, open_engine
 from edgediffusion.errors import RequestError
 from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
 from edgediffusion.manifest import GraphSpec
+from edgediffusion.residency import component_name
 from edgediffusion.rounds import measure
 from edgediffusion_export.onnx_export import serialized
 from edgediffusion_export.options import REWRITES
-from edgediffusion_export.rewrites import rewrite
+from edgediffusion_export.rewrites import areas_for, rewrite
 
 SCHEMA: Final = "edgediffusion-rewrites/1"
 ALL: Final = "all"
@@ -166,7 +167,8 @@ def _run_piece(
         work = {}
         for name, run in runs.items():
             model = ir.serde.deserialize_model(piece.model)
-            run.rewrites.update(rewrite(model, options.forms[name]))
+            areas = areas_for(component_name(spec))
+            run.rewrites.update(rewrite(model, options.forms[name], areas))
             file = f"{spec.file.removesuffix('.onnx')}.{name}.onnx"
             (folder / file).write_bytes(serialized(model))
             form = msgspec.structs.replace(

@@ -48,7 +48,7 @@ from edgediffusion_export.parity import Array, Outputs, measure, reference, run_
 from edgediffusion_export.plans import write_plans
 from edgediffusion_export.precision import find_overflow
 from edgediffusion_export.quantize.quantizer import Quantizer, prepare
-from edgediffusion_export.rewrites import rewrite
+from edgediffusion_export.rewrites import areas_for, rewrite
 from edgediffusion_export.splitting import split
 from edgediffusion_export.weights import WeightStore, is_matrix
 
@@ -331,7 +331,8 @@ def _write_forms(job: Job, network: Network, spec: GraphSpec, model: ir.Model) -
     for part, graph in parts:
         job.staging.write(part.file, [serialized(graph)])
     spec = msgspec.structs.replace(spec, parts=tuple(part for part, _ in parts))
-    counts = rewrite(model, job.options.rewrites) if spec.precision == "fp32" else {}
+    names = job.options.rewrites if spec.precision == "fp32" else ()
+    counts = rewrite(model, names, areas_for(network.name))
     if not counts:
         return spec
     file = f"{spec.file.removesuffix('.onnx')}.fp32.onnx"

@@ -117,9 +117,7 @@ def test_a_shorter_prompt_is_filled_up_with_empty_chunks(
 
 def test_clip_skip_is_at_most_the_number_of_layers(bundle: ed.Bundle) -> None:
     assert [check_clip_skip("clip_skip", n, bundle) for n in (None, 0, 3)] == [0, 0, 3]
-    with pytest.raises(
-        ed.RequestError, match="clip_skip must be at most 3, no more of the text"
-    ):
+    with pytest.raises(ed.RequestError, match="clip_skip must be at most 3, no more of the text"):
         check_clip_skip("clip_skip", 4, bundle)
 
 

@@ -10,27 +10,44 @@ constants only: the engine folds them when it loads, and the bundle keeps the pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from functools import partial
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgediffusion_export.rewrites.attention import fuse_attention
-from edgediffusion_export.rewrites.winograd import filter_minimally
+from edgediffusion_export.rewrites.winograd import (
+    AT_EVERY_STEP,
+    ONCE_A_PICTURE,
+    TileAreas,
+    filter_minimally,
+)
 
 Rewrite = Callable[[ir.Model], int]
 """Changes a graph in place and returns in how many places."""
 
-DONE_BY: Final[Mapping[str, Rewrite]] = {
-    "attention": fuse_attention,
-    "winograd": filter_minimally,
-}
-"""By the names that ``ExportOptions.rewrites`` takes, in the order that they are done in."""
 
+def rewrite(
+    model: ir.Model, names: Iterable[str], areas: TileAreas = AT_EVERY_STEP
+) -> dict[str, int]:
+    """Do the named rewrites in place; return how often each one that fired did.
 
-def rewrite(model: ir.Model, names: Iterable[str]) -> dict[str, int]:
-    """Do the named rewrites in place; return how often each one that fired did."""
+    areas : how much memory convolutions may take for their speed, by the size of their maps.
+    """
     wanted = set(names)
-    counts = {name: done(model) for name, done in DONE_BY.items() if name in wanted}
+    counts = {name: done(model) for name, done in done_by(areas).items() if name in wanted}
     RemoveUnusedNodesPass()(model)
     return {name: count for name, count in counts.items() if count}
+
+
+def done_by(areas: TileAreas) -> Mapping[str, Rewrite]:
+    """By the names that ``ExportOptions.rewrites`` takes, in the order that they are done in."""
+    return {
+        "attention": fuse_attention,
+        "winograd": partial(filter_minimally, areas=areas),
+    }
+
+
+def areas_for(component: str) -> TileAreas:
+    """The UNet runs at every step, so a byte that makes it faster is worth more than elsewhere."""
+    return AT_EVERY_STEP if component == "unet" else ONCE_A_PICTURE

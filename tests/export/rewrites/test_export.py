@@ -17,8 +17,10 @@ from edgediffusion.engine import open_engine
 from edgediffusion.engine_ort import cpu_path
 from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
 from edgediffusion.manifest import GraphSpec
+from edgediffusion_export import component as exporting
 from edgediffusion_export.options import REWRITES, ExportOptions
-from edgediffusion_export.rewrites import DONE_BY, attention, winograd
+from edgediffusion_export.rewrites import areas_for, attention, done_by, winograd
+from edgediffusion_export.rewrites.winograd import AT_EVERY_STEP, ONCE_A_PICTURE, TileAreas
 from tests.export.conftest import export_tiny
 from tests.export.rewrites.small import operators
 
@@ -38,8 +40,7 @@ def rewritten(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ed.
     """The tiny checkpoint, rewritten where it is too small to gain by it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "LEAST_CHANNELS", 8)
-        patch.setattr(winograd, "LARGE_TILE_AREA", 64)
-        patch.setattr(winograd, "SMALL_TILE_AREA", 16)
+        patch.setattr(exporting, "areas_for", lambda name: TileAreas(small=16, large=64))
         patch.setattr(attention, "LEAST_TOKENS", 16)
         folder = tmp_path_factory.mktemp("rewritten") / "b"
         return ed.Bundle.open(export_tiny(checkpoint, folder, deepcache=True, batches=(1,)))
@@ -50,8 +51,15 @@ def graphs(bundle: ed.Bundle, component: str) -> tuple[GraphSpec, ...]:
 
 
 def test_every_rewrite_has_a_name_to_ask_by() -> None:
-    assert tuple(DONE_BY) == REWRITES
+    assert tuple(done_by(AT_EVERY_STEP)) == REWRITES
     assert ExportOptions(checkpoint="c", output=Path("b")).rewrites == REWRITES
+
+
+def test_what_runs_once_a_picture_gets_less_memory_for_its_speed() -> None:
+    assert areas_for("unet") == AT_EVERY_STEP
+    assert areas_for("vae_decoder") == areas_for("vae_encoder") == ONCE_A_PICTURE
+    assert AT_EVERY_STEP.small < ONCE_A_PICTURE.small
+    assert AT_EVERY_STEP.large < ONCE_A_PICTURE.large
 
 
 def test_the_manifest_says_what_was_rewritten(rewritten: ed.Bundle) -> None:

@@ -7,10 +7,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgediffusion_export.rewrites import rewrite, winograd
-from edgediffusion_export.rewrites.winograd import LARGE, SMALL, Filtering
+from edgediffusion_export.rewrites.winograd import LARGE, SMALL, Filtering, TileAreas
 from tests.export.rewrites.small import Small, draw, operators
 
 INS, OUTS, BATCH = 12, 20, 2
+AREAS = TileAreas(small=16, large=100)
 
 
 def convolution(height: int, width: int, *, bias: bool = True, **attributes: Any) -> Small:
@@ -43,10 +44,8 @@ def upsampled(height: int, width: int, **attributes: Any) -> Small:
 
 
 @pytest.fixture(autouse=True)
-def _small_maps_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_channels_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST_CHANNELS", INS)
-    monkeypatch.setattr(winograd, "LARGE_TILE_AREA", 100)
-    monkeypatch.setattr(winograd, "SMALL_TILE_AREA", 16)
 
 
 def positions(model: Any) -> int:
@@ -70,7 +69,7 @@ def positions(model: Any) -> int:
 )
 def test_the_rewritten_graph_computes_the_same(graph: Small, count: int) -> None:
     model = graph.model()
-    assert rewrite(model, ["winograd"]) == {"winograd": 1}
+    assert rewrite(model, ["winograd"], AREAS) == {"winograd": 1}
     assert operators(model)["Resize"] == 0
     assert positions(model) == count
     assert graph.distance(model) < 5e-6
@@ -86,7 +85,7 @@ def test_large_maps_are_cut_into_strips(
     count = 25 if make is upsampled else 36
     whole = count * OUTS * BATCH * (16 // 4) * (8 // 4) * 4
     monkeypatch.setattr(winograd, "STRIP_BYTES", whole // strips)
-    assert rewrite(model, ["winograd"]) == {"winograd": 1}
+    assert rewrite(model, ["winograd"], AREAS) == {"winograd": 1}
     assert operators(model)["DepthToSpace"] == operators(model)["Slice"] == strips
     assert graph.distance(model) < 5e-6
 
@@ -103,7 +102,7 @@ def test_large_maps_are_cut_into_strips(
 )
 def test_other_convolutions_stay(graph: Small) -> None:
     model = graph.model()
-    assert rewrite(model, ["winograd"]) == {}
+    assert rewrite(model, ["winograd"], AREAS) == {}
     assert operators(model)["Conv"] == 1
 
 
@@ -113,7 +112,7 @@ def test_weights_kept_as_halves_are_filtered_too() -> None:
     cast = helper.make_node("Cast", ["half"], ["w"], to=TensorProto.FLOAT)
     graph = Small([cast, *graph.nodes], graph.inputs, graph.output, halves)
     model = graph.model()
-    assert rewrite(model, ["winograd"]) == {"winograd": 1}
+    assert rewrite(model, ["winograd"], AREAS) == {"winograd": 1}
     assert graph.distance(model) < 5e-6
 
 
@@ -122,18 +121,18 @@ def test_weights_that_are_computed_stay() -> None:
     double = helper.make_node("Add", ["half", "half"], ["w"])
     halves = {"half": graph.constants["w"] / 2, "b": graph.constants["b"]}
     model = Small([double, *graph.nodes], graph.inputs, graph.output, halves).model()
-    assert rewrite(model, ["winograd"]) == {}
+    assert rewrite(model, ["winograd"], AREAS) == {}
 
 
 def test_few_channels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST_CHANNELS", INS + 1)
-    assert rewrite(convolution(8, 16).model(), ["winograd"]) == {}
+    assert rewrite(convolution(8, 16).model(), ["winograd"], AREAS) == {}
 
 
 def test_an_upsample_of_another_kind_is_left_in_front() -> None:
     graph = upsampled(8, 16, mode="linear")
     model = graph.model()
-    assert rewrite(model, ["winograd"]) == {"winograd": 1}
+    assert rewrite(model, ["winograd"], AREAS) == {"winograd": 1}
     assert (operators(model)["Resize"], positions(model)) == (1, 36)
     assert graph.distance(model) < 5e-6
 
