@@ -248,6 +248,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
         plans_report(read(RESULTS / f"plan_builds_{model}.json")) for model in ("sd15", "shapes")
     ),
     "memory_sd15": lambda: where_measured("memory_sd15.json", memory_table),
+    "memory_sd15_rewritten": lambda: where_measured("memory_sd15_rewritten.json", memory_table),
     "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
     "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),

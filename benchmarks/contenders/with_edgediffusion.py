@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +15,13 @@ import numpy as np
 
 import edgediffusion as ed
 from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
+from edgediffusion.hashing import cache_folder
 from edgediffusion.text_conditions import unet_rows
 from edgediffusion.text_encoder import States
 
 SCHEDULE_STEPS: Final = 20
 TIMESTEP: Final = 500
+CACHE: Final = cache_folder()
 
 
 @dataclass
@@ -39,6 +42,8 @@ class EdgeDiffusion:
     def load(self, job: Job) -> Loaded:
         """Open the bundle and load the graphs that a picture needs, as the peers do."""
         self.job, self.latents = job, np.load(job.latents)
+        # a cache for each device, as where one is used: in one they would push each other out
+        os.environ["EDGEDIFFUSION_CACHE"] = str(CACHE / f"peers-{job.options['device']}")
         self.pipe = ed.Pipeline.open(job.model, device=job.options["device"])
         texts = tuple(self.pipe.bundle.manifest.tokenizers)
         for component in (*texts, "unet", "vae_decoder"):
