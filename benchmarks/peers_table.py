@@ -25,7 +25,8 @@ def peers_table(report: Report) -> str:
         "measured.",
         _times(report),
         f"Time over that of `{reference}`, round by round: median and its 95 % interval (from "
-        f"{LEAST_ROUNDS} rounds on). Where the interval holds 1, the run cannot tell them apart.",
+        f"{LEAST_ROUNDS} rounds on; of fewer, the smallest and the largest in square brackets). "
+        "Where the interval holds 1, the run cannot tell them apart.",
         _ratios(report, reference),
         f"Memory and disk in MiB. Same work, against `{reference}`: one prediction of the UNet on "
         "given inputs, final latents, and picture.",
@@ -99,8 +100,10 @@ def _ratio(samples: list[float | None] | None, base: list[float | None] | None) 
     if not pairs:
         return "-"
     found = estimate(pairs)
-    known = found.high < float("inf")
-    return f"{found.median:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if known else "")
+    if found.high < float("inf"):
+        return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+    few = f" [{min(pairs):.2f} to {max(pairs):.2f}]" if len(pairs) > 1 else ""
+    return f"{found.median:.2f}{few}"
 
 
 def _weights(report: Report) -> str:

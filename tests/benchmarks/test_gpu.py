@@ -196,6 +196,7 @@ class FakeSubject:
         self.module = torch.nn.Identity()
         self.network = replace(NETWORKS[0], call=call, other=())
         self.spec, self.inputs = spec, {"input_ids": ids}
+        self.piece = gpu.Piece("sd15", "picture", 128)
 
 
 def test_a_run_goes_on_where_the_last_one_ended(

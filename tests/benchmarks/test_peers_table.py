@@ -29,6 +29,16 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert len(rows(peers_table(peers_report()), "diffusers")) == 2  # none to itself
 
 
+def test_of_a_few_rounds_the_smallest_and_the_largest_ratio_are_shown() -> None:
+    report = peers_report()
+    for name, times in (("diffusers", [300.0, 300.0]), ("ours", [150.0, 180.0])):
+        report["contenders"][name]["samples_ms"]["unet_b2"] = times
+    for name in ("diffusers", "ours"):
+        report["contenders"][name]["samples_ms"]["vae_decode"] = [600.0]
+    table = rows(peers_table(report), "ours")
+    assert table[1][1:] == ["0.55 [0.50 to 0.60]", "1.00"]
+
+
 def test_memory_disk_and_sameness_are_shown() -> None:
     table = peers_table(peers_report())
     assert rows(table, "ours")[-1] == [

@@ -29,7 +29,7 @@ def moments() -> list[Moment]:
         Moment(
             torch.randn(2, 4, 8, 8, generator=generator),
             torch.tensor([timestep]),
-            torch.randn(2, 77, 32, generator=generator),
+            (torch.randn(2, 77, 32, generator=generator),),
         )
         for timestep in (900.0, 500.0, 20.0)
     ]
