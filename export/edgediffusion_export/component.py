@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from edgediffusion.manifest import (
     Rewritten,
     StoredTensor,
 )
+from edgediffusion_export.architecture import Size
 from edgediffusion_export.cuda_graph import fuse_for_cuda
 from edgediffusion_export.cuda_proof import prove_fused
 from edgediffusion_export.golden import (
@@ -229,20 +230,31 @@ def _choose_precision(job: Job, network: Network, module: torch.nn.Module) -> Ch
         return Choice("int8" if network.name == "unet" else "fp32")
     if job.options.precision == "fp32":
         return Choice("fp32")
-    tried: dict[Any, GraphSpec] = {}  # what other batches and longer texts compute is no larger
-    for spec in job.specs(network, "fp16"):
-        tried.setdefault((spec.size, network.of(spec.variant).name), spec)
-
-    def run() -> None:
-        for spec in tried.values():
-            _subject(job, network, module, spec, Golden())
-
-    overflow = find_overflow(module, run)
+    overflow = find_overflow(module, lambda: _run_all_kinds(job, network, module))
     if overflow is None:
         return Choice("fp16")
     if not overflow.leaves_enough:
         return Choice("fp32", overflow.note_of_whole())
     return Choice("fp16", overflow.note_of_mixed(), overflow)
+
+
+def _run_all_kinds(job: Job, network: Network, module: torch.nn.Module) -> float:
+    """Run a network in float32 for each size and kind of graph; other batches are no larger.
+
+    Returns the largest number that goes into or comes out of what would be float16 in a half graph.
+    """
+    tried: dict[tuple[Size | None, str], tuple[GraphSpec, list[str]]] = {}
+    for spec, half in zip(job.specs(network, "fp32"), job.specs(network, "fp16"), strict=True):
+        halves = [t.name for t in (*half.inputs, *half.outputs) if t.dtype == "float16"]
+        tried.setdefault((spec.size, network.of(spec.variant).name), (spec, halves))
+    largest = 0.0
+    for spec, halves in tried.values():
+        golden = Golden()
+        subject = _subject(job, network, module, spec, golden)
+        for case, wanted in zip(subject.cases, subject.wanted, strict=True):
+            arrays = golden_inputs(case, spec, golden.tensors) | wanted
+            largest = max(largest, *(float(np.abs(arrays[name]).max()) for name in halves))
+    return largest
 
 
 def _subjects(

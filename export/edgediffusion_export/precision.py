@@ -84,15 +84,20 @@ class Overflow:
         return f"{STAYS_FP32}: {self}; {why}"
 
 
-def find_overflow(module: torch.nn.Module, run: Callable[[], Any]) -> Overflow | None:
-    """Return where ``module`` leaves float16's range: in its weights or while ``run`` runs it."""
+def find_overflow(module: torch.nn.Module, run: Callable[[], float]) -> Overflow | None:
+    """Return where ``module`` leaves float16's range: in its weights or while ``run`` runs it.
+
+    run : returns the largest number that a half graph would have to take or give.
+    """
     for name, parameter in module.named_parameters():
         peak = _peak(parameter)
         if peak > FLOAT16_MAX:  # no graph could keep it in float16: nothing is left
             return Overflow({name: peak}, layers=1, left=0.0)
     watch = _Watch(module)
     with _told_where(module, watch), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), watch:
-        run()
+        peak = run()
+    if peak * HEADROOM > FLOAT16_MAX:
+        return Overflow({"an input or output": peak}, layers=1, left=0.0)
     return watch.overflow
 
 

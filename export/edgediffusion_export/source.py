@@ -125,8 +125,8 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         if part not in OPTIONAL or (folder / part).is_dir()
     }
     scheduler = _read_scheduler(_present(folder, "scheduler") / "scheduler_config.json")
-    for name in tokenizer_folders(classes):
-        _check_tokenizer(_present(folder, name), index)
+    for tokenizer in tokenizer_folders(classes):
+        _check_tokenizer(_present(folder, tokenizer), index)
     architecture = read_architecture({name: p.config for name, p in parts.items()}, scheduler)
     return Checkpoint(
         family=family,

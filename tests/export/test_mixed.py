@@ -77,7 +77,11 @@ def latents() -> NDArray[np.float16]:
 
 @pytest.fixture(scope="module")
 def overflow(decoder: Any, latents: NDArray[np.float16]) -> Overflow:
-    found = find_overflow(decoder, lambda: decoder.decode(torch.from_numpy(latents).float()))
+    def run() -> float:
+        decoder.decode(torch.from_numpy(latents).float())
+        return 0.0
+
+    found = find_overflow(decoder, run)
     assert found is not None
     return found
 
@@ -273,6 +277,17 @@ def test_weights_that_float16_cannot_hold_keep_the_network_in_float32(
     assert graph.parity.l2 <= graph.parity.gate == GATES["fp32"]
     assert str(graph.note).startswith(f"{STAYS_FP32}: decoder.conv_in.weight reaches")
     assert str(graph.note).endswith("; 0% of the multiplications would be left to float16")
+
+
+def test_an_output_that_float16_cannot_hold_keeps_the_network_in_float32(
+    broken: Path, tmp_path: Path
+) -> None:
+    weights = load_torch(broken / VAE_WEIGHTS)
+    weights["decoder.conv_out.bias"][0] = 40_000
+    save_file(weights, broken / VAE_WEIGHTS)
+    (graph,) = exported(broken, tmp_path / "b").graphs
+    assert graph.precision == "fp32"
+    assert str(graph.note).startswith(f"{STAYS_FP32}: an input or output reaches 4e+04, float16")
 
 
 def test_mixed_precision_that_misses_its_gate_becomes_float32(

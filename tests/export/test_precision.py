@@ -40,7 +40,11 @@ class Attention(torch.nn.Module):
 
 
 def found(module: torch.nn.Module, *inputs: torch.Tensor) -> Overflow | None:
-    return find_overflow(module.eval(), lambda: module(*inputs))
+    def run() -> float:
+        module(*inputs)
+        return 0.0
+
+    return find_overflow(module.eval(), run)
 
 
 def test_small_activations_pass() -> None:
@@ -96,6 +100,12 @@ def test_a_weight_that_float16_cannot_hold_is_named() -> None:
     module.norm.weight.data[0] = 70_000
     overflow = found(module, torch.zeros(1, 4))
     assert overflow == Overflow({"norm.weight": 70_000}, layers=1, left=0.0)
+
+
+def test_what_a_half_graph_cannot_take_or_give_leaves_nothing() -> None:
+    overflow = find_overflow(Block(1), lambda: 40_000.0)
+    assert overflow == Overflow({"an input or output": 40_000}, layers=1, left=0.0)
+    assert find_overflow(Block(1), lambda: 30_000.0) is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
