@@ -64,6 +64,12 @@ class Staging:
             os.fsync(file.fileno())
         self.files[relative] = FileSpec(size, digest.hexdigest())
 
+    def discard(self, folder: str) -> None:
+        """Remove the files of a folder, which are then made anew."""
+        for relative in [name for name in self.files if name.startswith(f"{folder}/")]:
+            (self.folder / relative).unlink()
+            del self.files[relative]
+
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, which makes the folder a bundle."""
         path = self.folder / MANIFEST_NAME

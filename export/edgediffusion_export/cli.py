@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from edgediffusion.bundle import parse_size
 from edgediffusion.errors import CheckpointError
 from edgediffusion.manifest_file import MANIFEST_NAME, read_manifest
-from edgediffusion.report import graph_table
+from edgediffusion.report import graph_table, say_notes
 from edgediffusion_export.options import ExportOptions
 
 PACKAGES: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "huggingface_hub")
@@ -131,11 +131,8 @@ def print_summary(bundle: Path, seconds: float, console: Console | None = None) 
     console = console or Console(highlight=False, soft_wrap=True)
     manifest = read_manifest(bundle)
     console.print(graph_table(manifest))
-    for component in manifest.components.values():
-        for note in sorted(
-            {f"{graph.file}: {graph.note}" for graph in component.graphs if graph.note}
-        ):
-            console.print(f"note: {note}", markup=False)
+    for note in say_notes(manifest):
+        console.print(note, markup=False)
     total = sum(file.size for file in manifest.files.values())
     total += (bundle / MANIFEST_NAME).stat().st_size
     console.print(

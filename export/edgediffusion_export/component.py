@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,7 @@ from edgediffusion.manifest import (
     Rewritten,
     StoredTensor,
 )
+from edgediffusion_export.architecture import Size
 from edgediffusion_export.cuda_graph import fuse_for_cuda
 from edgediffusion_export.cuda_proof import prove_fused
 from edgediffusion_export.golden import (
@@ -46,7 +47,7 @@ from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph, serial
 from edgediffusion_export.options import INT8, INT8_DYNAMIC
 from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
 from edgediffusion_export.plans import write_plans
-from edgediffusion_export.precision import find_overflow
+from edgediffusion_export.precision import Overflow, find_overflow
 from edgediffusion_export.quantize.quantizer import Quantizer, prepare
 from edgediffusion_export.rewrites import areas_for, rewrite
 from edgediffusion_export.splitting import split
@@ -54,6 +55,32 @@ from edgediffusion_export.weights import WeightStore, is_matrix
 
 WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The arithmetic of a network's graphs.
+
+    note : why it is not what was asked for.
+    overflow : what its layers in float32 are, where the rest is fp16.
+    """
+
+    precision: Precision
+    note: str | None = None
+    overflow: Overflow | None = None
+
+    @property
+    def float32_layers(self) -> tuple[str, ...]:
+        """The layers that compute in float32 among others that do not."""
+        return tuple(self.overflow.peaks) if self.overflow else ()
+
+
+class MixedPrecisionFailed(Exception):
+    """Mixed precision missed its gate; says what to export instead."""
+
+    def __init__(self, instead: Choice) -> None:
+        super().__init__(instead)
+        self.instead = instead
 
 
 @dataclass
@@ -70,7 +97,23 @@ class Subject:
 
 
 def export_component(job: Job, network: Network) -> ComponentSpec:
-    """Write one network's graphs, weights and golden vectors; raises ParityError."""
+    """Write one network's graphs, weights and golden vectors; raises ParityError.
+
+    Where mixed precision misses its gate, all is done again with the network in float32.
+    """
+    done = job.done
+    try:
+        return _export_as(job, network)
+    except MixedPrecisionFailed as failed:
+        choice = failed.instead
+    job.done = done
+    job.staging.discard(network.name)
+    gc.collect()
+    return _export_as(job, network, choice)
+
+
+def _export_as(job: Job, network: Network, choice: Choice | None = None) -> ComponentSpec:
+    """Export in the arithmetic that was chosen, or choose; raises also MixedPrecisionFailed."""
     job.begin(f"{network.name}: loading")
     module = job.checkpoint.load(network.part)
     if network.name == "vae_encoder":
@@ -80,7 +123,8 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
         job.embedding_scale = float(table.square().mean().sqrt())
     job.begin(f"{network.name}: computing references with PyTorch")
     golden = Golden()
-    precision, *notes = _choose_precision(job, network, module)
+    choice = choice or _choose_precision(job, network, module)
+    precision, notes = choice.precision, [choice.note]
     subjects = _subjects(job, network, module, precision, golden)
     if network.name in TEXT_ENCODERS:
         check_prompt_states(network, *(subject.wanted for subject in subjects))
@@ -91,18 +135,24 @@ def export_component(job: Job, network: Network) -> ComponentSpec:
     store = store_precision(job, network.part, precision)
     if precision == "fp32" and store == "fp16":
         notes.append(_round_weights(network, module, subjects, golden))
-    if network.name in TEXT_ENCODERS:
-        _keep_texts(job, network, subjects[0].wanted)
     quantizer = prepare(job, network, module) if precision == "int8" else None
     if quantizer is not None:
         notes.append(quantizer.note())
     count = sum(parameter.numel() for parameter in _parameters(network, module).values())
     packed = module.half() if precision == "fp16" else module
-    tensors = _pack(job, network, packed, subjects, store, quantizer)
+    tensors = _pack(job, network, packed, subjects, store, quantizer, choice.float32_layers)
     del module, packed
     gc.collect()
     note = "; ".join(filter(None, notes)) or None
-    graphs = tuple(_prove(job, network, subject, golden, note) for subject in subjects)
+    try:
+        graphs = tuple(_prove(job, network, subject, golden, note) for subject in subjects)
+    except ParityError as error:
+        if choice.overflow is None:
+            raise
+        why = f"with only these in float32, {str(error).partition('. ')[0]}"
+        raise MixedPrecisionFailed(Choice("fp32", choice.overflow.note_of_whole(why))) from error
+    if network.name in TEXT_ENCODERS:
+        _keep_texts(job, network, subjects[0].wanted)
     if job.plan_groups:
         graphs = tuple(_build_plans(job, spec) for spec in graphs)
     golden_file = f"{network.name}/{GOLDEN_FILE}"
@@ -174,40 +224,53 @@ def store_precision(job: Job, part: str, precision: Precision) -> Precision:
     return "fp16" if asked == "fp16" else "fp32"
 
 
-def _choose_precision(
-    job: Job, network: Network, module: torch.nn.Module
-) -> tuple[Precision, str | None]:
-    """fp16 where it was asked for and the network stays within its range; else fp32, and why."""
+def _choose_precision(job: Job, network: Network, module: torch.nn.Module) -> Choice:
+    """fp16 where it was asked for, with float32 for the layers, or the network, that overflow."""
     if job.options.precision in (INT8, INT8_DYNAMIC):
-        return ("int8" if network.name == "unet" else "fp32"), None
+        return Choice("int8" if network.name == "unet" else "fp32")
     if job.options.precision == "fp32":
-        return "fp32", None
-    tried = {spec.size: spec for spec in reversed(job.specs(network, "fp16"))}
-    for spec in tried.values():
+        return Choice("fp32")
+    overflow = find_overflow(module, lambda: _run_all_kinds(job, network, module))
+    if overflow is None:
+        return Choice("fp16")
+    if not overflow.leaves_enough:
+        return Choice("fp32", overflow.note_of_whole())
+    return Choice("fp16", overflow.note_of_mixed(), overflow)
+
+
+def _run_all_kinds(job: Job, network: Network, module: torch.nn.Module) -> float:
+    """Run a network in float32 for each size and kind of graph; other batches are no larger.
+
+    Returns the largest number that goes into or comes out of what would be float16 in a half graph.
+    """
+    tried: dict[tuple[Size | None, str], tuple[GraphSpec, list[str]]] = {}
+    for spec, half in zip(job.specs(network, "fp32"), job.specs(network, "fp16"), strict=True):
+        halves = [t.name for t in (*half.inputs, *half.outputs) if t.dtype == "float16"]
+        tried.setdefault((spec.size, network.of(spec.variant).name), (spec, halves))
+    largest = 0.0
+    for spec, halves in tried.values():
         golden = Golden()
-        cases = _cases(job, network, spec, golden)
-        overflow = find_overflow(
-            module,
-            lambda spec=spec, cases=cases, golden=golden: reference(  # type: ignore[misc]
-                network, module, spec, cases, golden.tensors
-            ),
-        )
-        if overflow is not None:
-            return "fp32", str(overflow)
-    return "fp16", None
+        subject = _subject(job, network, module, spec, golden)
+        for case, wanted in zip(subject.cases, subject.wanted, strict=True):
+            arrays = golden_inputs(case, spec, golden.tensors) | wanted
+            largest = max(largest, *(float(np.abs(arrays[name]).max()) for name in halves))
+    return largest
 
 
 def _subjects(
     job: Job, network: Network, module: torch.nn.Module, precision: Precision, golden: Golden
 ) -> list[Subject]:
-    subjects = []
-    for spec in job.specs(network, precision):
-        cases = _cases(job, network, spec, golden)
-        wanted = reference(network, module, spec, cases, golden.tensors)
-        if spec.variant == DEEP:
-            job.deep_scale = float(np.sqrt(np.mean(np.square(wanted[0]["deep_features"]))))
-        subjects.append(Subject(spec, cases, wanted))
-    return subjects
+    return [_subject(job, network, module, spec, golden) for spec in job.specs(network, precision)]
+
+
+def _subject(
+    job: Job, network: Network, module: torch.nn.Module, spec: GraphSpec, golden: Golden
+) -> Subject:
+    cases = _cases(job, network, spec, golden)
+    wanted = reference(network, module, spec, cases, golden.tensors)
+    if spec.variant == DEEP:
+        job.deep_scale = float(np.sqrt(np.mean(np.square(wanted[0]["deep_features"]))))
+    return Subject(spec, cases, wanted)
 
 
 def _cases(job: Job, network: Network, spec: GraphSpec, golden: Golden) -> list[GoldenCase]:
@@ -288,6 +351,7 @@ def _pack(
     subjects: Sequence[Subject],
     store: Precision,
     quantizer: Quantizer | None = None,
+    float32_layers: Collection[str] = (),
 ) -> dict[str, StoredTensor]:
     """Trace all graphs, write their shared weights and then the graphs that point into them."""
     parameters = _parameters(network, module)
@@ -304,7 +368,7 @@ def _pack(
     for subject in subjects:
         file = subject.spec.file
         job.begin(f"{file}: tracing")
-        model = export_graph(network, subject.spec, module)
+        model = export_graph(network, subject.spec, module, float32_layers)
         fused = fuse_for_cuda(model, network.name) if "cuda" in job.options.targets else None
         if quantizer is not None:
             quantizer.apply(model, weights)

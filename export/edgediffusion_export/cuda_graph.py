@@ -56,6 +56,7 @@ def fuse_for_cuda(model: ir.Model, component: str) -> ir.Model | None:
     fused = model.clone()
     for step in _FOR_TEXT if component in TEXT_ENCODERS else _FOR_PICTURES:
         step(fused)
+    fused.graph.sort()  # a fused sum and norm stands where the norm was, behind a Cast of the sum
     for tidy in (
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),

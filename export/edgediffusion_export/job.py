@@ -36,6 +36,7 @@ class Job:
     embedding_scale : the root mean square of the latest text encoder's token embeddings.
     deep_scale : the root mean square of the features that DeepCache keeps.
     latent_rgb : the fit for previews, once the VAE encoder was there.
+    done : how many steps are behind; a network that is exported again sets it back.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Job:
         self.deep_scale = 0.0
         self.latent_rgb: tuple[tuple[float, float, float], ...] = ()
         self._progress = progress or (lambda what, done, total: None)
-        self._done = 0
+        self.done = 0
         graphs = sum(len(self.specs(network, "fp32")) for network in self.networks)
         per_network = _STEPS_PER_NETWORK * len(self.networks)
         check_target(options)
@@ -100,8 +101,8 @@ class Job:
 
     def begin(self, what: str) -> None:
         """Tell the caller what happens next."""
-        self._progress(what, self._done, self._total)
-        self._done += 1
+        self._progress(what, self.done, self._total)
+        self.done += 1
 
 
 def _wanted(network: Network, options: ExportOptions) -> Network:

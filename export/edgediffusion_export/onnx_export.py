@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import onnx_ir as ir
@@ -10,6 +11,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from edgediffusion.manifest import GraphSpec
 from edgediffusion_export.graphs import Network, Traced
+from edgediffusion_export.mixed import compute_in_float32
 from edgediffusion_export.quiet import quiet_onnx
 
 OPSET: Final = 20
@@ -25,8 +27,15 @@ def serialized(model: ir.Model) -> bytes:
     return data
 
 
-def export_graph(network: Network, spec: GraphSpec, module: torch.nn.Module) -> ir.Model:
+def export_graph(
+    network: Network,
+    spec: GraphSpec,
+    module: torch.nn.Module,
+    float32_layers: Collection[str] = (),
+) -> ir.Model:
     """Trace ``module`` at the shapes of ``spec``.
+
+    float32_layers : those of a half module's layers that compute in float32 all the same.
 
     The exporter writes stack traces with absolute paths into the metadata; they are removed, so
     that equal inputs give equal bytes and nothing of the machine leaks.
@@ -44,5 +53,13 @@ def export_graph(network: Network, spec: GraphSpec, module: torch.nn.Module) -> 
         )
     assert program is not None  # it is None only with a file name
     model: ir.Model = program.model
+    compute_in_float32(model, _all_names(module, float32_layers), TRACED_PREFIX)
     ClearMetadataAndDocStringPass()(model)
     return model
+
+
+def _all_names(module: torch.nn.Module, layers: Collection[str]) -> set[str]:
+    """The given modules by all of their names: the tracer calls one that is shared by any."""
+    known = dict(module.named_modules(remove_duplicate=False))
+    wanted = [known[layer] for layer in layers]
+    return {name for name, child in known.items() if any(child is each for each in wanted)}

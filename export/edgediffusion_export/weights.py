@@ -57,11 +57,6 @@ class Entry:
     origin: StoredTensor
 
     @property
-    def halved(self) -> bool:
-        """Whether the graphs need a Cast to get back the dtype that they compute with."""
-        return self.dtype != self.array.dtype
-
-    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.dtype.itemsize * self.array.size
@@ -101,7 +96,7 @@ class WeightStore:
         values = {names.get(v.name, v.name): v for v in model.graph.initializers.values()}
         for name in sorted(values, key=lambda name: name not in self._parameters):
             value = values[name]
-            array = value.const_value.numpy()
+            array = self._narrowed(value.const_value.numpy())
             found = self.trace(array)
             if found is None and array.nbytes < INLINE_BYTES:
                 continue
@@ -145,19 +140,22 @@ class WeightStore:
             yield self.entries[name].stored().reshape(-1).view(np.uint8).data
 
     def link(self, model: ir.Model, links: Mapping[str, str], location: str) -> None:
-        """Point a graph's initializers into the file; halved ones get a Cast to float32."""
+        """Point a graph's initializers into the file; what it keeps in float16 and the graph takes
+        in float32 gets a Cast.
+        """
         _, offsets = self.layout()
         for initializer, name in sorted(links.items()):
             value, entry = model.graph.initializers[initializer], self.entries[name]
+            taken, kept = value.const_value.dtype, ir.DataType.from_numpy(entry.dtype)
             value.const_value = ir.ExternalTensor(
                 location,
                 offsets[name],
                 entry.nbytes,
-                ir.DataType.from_numpy(entry.dtype),
+                kept,
                 shape=value.shape,
                 name=initializer,
             )
-            if entry.halved:
+            if taken != kept:
                 _cast_to_float32(model.graph, value)
 
     def derive(self, array: Array, names: list[str], transforms: tuple[str, ...]) -> None:
@@ -175,6 +173,14 @@ class WeightStore:
         if array.ndim == 2 and (names := self._names.get(_digest(array.T))):
             return names, ("transpose",)
         return None
+
+    def _narrowed(self, array: Array) -> Array:
+        """The float16 parameter that a layer in float32 takes as float32; else what came in."""
+        if array.dtype != np.float32 or self.trace(array):
+            return array
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        return half if self.trace(half) and np.array_equal(half, array) else array
 
     def _keep(self, array: Array, found: tuple[list[str], tuple[str, ...]] | None) -> str:
         """Store the content unless it is there already, and return its name in the file."""

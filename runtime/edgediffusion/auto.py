@@ -174,10 +174,21 @@ class Chooser:
             raise EngineError(
                 f"{spec.file} on device {engine.device!r} in {engine.arithmetic} misses its golden "
                 f"vectors: L2 {error:.1e}, gate {gate:.0e}. See: edgediffusion verify --device "
-                f"{engine.device}"
+                f"{engine.device}{self._name_the_layer(engine)}"
             )
         remember(SELF_TESTS, key, repr(error))
         return error
+
+    def _name_the_layer(self, engine: Engine) -> str:
+        """How to find the layer that a compiler computes otherwise; empty for other devices."""
+        if engine.device not in COMPILERS:
+            return ""
+        rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if engine.device == "tensorrt-rtx" else ""
+        return (
+            f". This names the layer (docs/tensorrt.md has more): {rtx}polygraphy run "
+            f"{self._bundle.file(engine.spec.file)} --onnxrt --trt --strongly-typed --onnx-outputs "
+            "mark all --trt-outputs mark all --validate --fail-fast"
+        )
 
     def _keep(self, failures: Mapping[str, Exception], spec: GraphSpec) -> None:
         for device, error in failures.items():

@@ -24,7 +24,7 @@ from edgediffusion.bench import bench as run_bench
 from edgediffusion.bundle import parse_size, say_size
 from edgediffusion.errors import OutputError, RequestError
 from edgediffusion.files import write_atomically
-from edgediffusion.report import graph_table, latency_table, say_plans
+from edgediffusion.report import graph_table, latency_table, say_notes, say_plans
 from edgediffusion.timing import summarize
 
 app = typer.Typer(
@@ -269,6 +269,8 @@ def info(
     for key, value in facts.items():
         _out.print(f"{key:>10}  {escape(value)}")
     _out.print(graph_table(manifest))
+    for note in say_notes(manifest):
+        _out.print(escape(note))
 
 
 @app.command()

@@ -20,6 +20,12 @@ def graph_table(manifest: Manifest) -> Table:
     return table
 
 
+def say_notes(manifest: Manifest) -> list[str]:
+    """Return what the export noted of the graphs, a line each."""
+    graphs = [graph for component in manifest.components.values() for graph in component.graphs]
+    return [f"note: {graph.file}: {graph.note}" for graph in graphs if graph.note]
+
+
 def say_plans(manifest: Manifest) -> str:
     """Say for which GPUs a bundle has engines of TensorRT for RTX; empty where it has none."""
     graphs = [graph for each in manifest.components.values() for graph in each.graphs]

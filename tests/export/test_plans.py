@@ -245,4 +245,4 @@ def test_a_library_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_the_note_of_a_network_that_stays_in_fp32_is_known_to_the_runtime() -> None:
     from edgediffusion_export.precision import Overflow
 
-    assert str(Overflow("conv", 1e5)).startswith(STAYS_FP32)
+    assert Overflow({"conv": 1e5}, 2, 0.0).note_of_whole().startswith(STAYS_FP32)

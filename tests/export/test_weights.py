@@ -147,6 +147,30 @@ def test_halved_matrices_are_cast_back(tmp_path: Path) -> None:
     assert store.tensors()["a"].transforms == ("cast:float16",)
 
 
+def test_a_half_parameter_that_a_layer_takes_in_float32_is_stored_once(tmp_path: Path) -> None:
+    half, bias = A.astype(np.float16), BIAS.astype(np.float16)
+    store = WeightStore({"a": half, "bias": bias}, source="fp16", store="fp16")
+    wide = {"m.a": half.astype(np.float32), "m.b": bias.astype(np.float32), "c": CONSTANT}
+    model = chain(wide)
+    links = store.adopt(model, {"m.a": "a", "m.b": "bias"})
+    assert links == {"a": "a", "bias": "bias", "c": "constant.2"}
+    narrow = chain({})
+    narrow.graph.register_initializer(
+        ir.Value(name="m.a", shape=ir.Shape(half.shape), const_value=ir.tensor(half, name="m.a"))
+    )
+    assert store.adopt(narrow, {"m.a": "a"}) == {"a": "a"}
+    path = write(store, model, links, tmp_path)
+    stored = load_file(tmp_path / "w.safetensors")
+    assert {name: array.dtype.name for name, array in stored.items()} == {
+        "a": "float16",
+        "bias": "float16",
+        "constant.2": "float32",
+    }
+    onnx.checker.check_model(path, full_check=True)
+    np.testing.assert_allclose(run(path)[0], (half.sum(0, np.float32) + bias) @ CONSTANT, rtol=1e-3)
+    assert store.tensors()["a"].transforms == ()
+
+
 @pytest.mark.parametrize(
     ("source", "store", "transforms"),
     [

@@ -409,9 +409,11 @@ def test_what_was_built_is_proven_though_it_was_asked_for_by_name(
     scaled(monkeypatch, "text_encoder")
     with (
         ed.Pipeline.open(half_bundle, device="tensorrt") as pipe,
-        pytest.raises(ed.EngineError, match=r"in fp16 misses its golden vectors: L2 1.0e"),
+        pytest.raises(ed.EngineError, match=r"in fp16 misses its golden vectors: L2 1.0e") as error,
     ):
         pipe.generate(request)
+    command = f"polygraphy run {half_bundle / 'text_encoder' / 'b1.onnx'} --onnxrt --trt "
+    assert f"This names the layer (docs/tensorrt.md has more): {command}" in str(error.value)
 
 
 def test_auto_takes_it_for_an_fp16_bundle_and_proves_it(
