@@ -29,6 +29,7 @@ from benchmarks.peers_table import peers_table
 from benchmarks.plan_builds import plans_report
 from benchmarks.reports import ROOT, Report
 from benchmarks.reports import markdown as table
+from benchmarks.rewrites_table import rewrites_table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
 from benchmarks.spinning import spinning_table
@@ -249,6 +250,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     ),
     "memory_sd15": lambda: where_measured("memory_sd15.json", memory_table),
     "memory_sd15_rewritten": lambda: where_measured("memory_sd15_rewritten.json", memory_table),
+    "rewrites": lambda: rewrites_table(read(RESULTS / "rewrites.json")),
+    "roofline_sd15": lambda: roofline_table(read(RESULTS / "roofline_sd15.json")),
     "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
     "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
