@@ -162,10 +162,11 @@ def _ceiling_facts(top: Ceiling, samples: list[float]) -> dict[str, Any]:
 def _graph_facts(engine: Engine, plain: Path, samples: list[float]) -> dict[str, Any]:
     """``file`` is what runs in the graph's place; ``plain_flops`` what the plain graph does."""
     path = cpu_path(engine.spec, plain, engine.arithmetic) if engine.device == "cpu" else plain
-    cost = count(path)
+    costs = {each: count(each) for each in {path, plain}}  # mostly one and the same
+    cost = costs[path]
     return {
         "file": path.name,
-        "plain_flops": count(plain).flops,
+        "plain_flops": costs[plain].flops,
         "arithmetic": engine.arithmetic,
         "batch": engine.spec.batch,
         "flops": cost.flops,

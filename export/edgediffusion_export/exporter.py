@@ -17,6 +17,7 @@ from edgediffusion.manifest import (
     LatentSpec,
     Manifest,
     TokenizerSpec,
+    tokenizer_name,
 )
 from edgediffusion.manifest_file import format_of
 from edgediffusion.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from edgediffusion_export.golden import PROMPTS
 from edgediffusion_export.job import Job, Progress
 from edgediffusion_export.options import ExportOptions
 from edgediffusion_export.parity import gates_of
-from edgediffusion_export.source import open_checkpoint, tokenizer_folders
+from edgediffusion_export.source import open_checkpoint
 from edgediffusion_export.tokenizer import export_tokenizer
 
 TOOLS: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -51,8 +52,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
 
 def _write_tokenizer(job: Job, encoder: str) -> TokenizerSpec:
     """Write ``tokenizer.json`` and tokenize the golden prompts with the runtime's tokenizer."""
-    (folder,) = tokenizer_folders([encoder])
-    spec, data = export_tokenizer(job.checkpoint.folder / folder, job.architecture.tokens)
+    folder = job.checkpoint.folder / tokenizer_name(encoder)
+    spec, data = export_tokenizer(folder, job.architecture.tokens)
     job.staging.write(spec.file, [data])
     job.tokenizers[encoder] = Tokenizer(spec, job.staging.folder / spec.file)
     job.token_ids[encoder] = [job.tokenize(prompt, encoder) for prompt in PROMPTS]

@@ -53,7 +53,8 @@ def export_graph(
         )
     assert program is not None  # it is None only with a file name
     model: ir.Model = program.model
-    compute_in_float32(model, _all_names(module, float32_layers), TRACED_PREFIX)
+    if float32_layers:
+        compute_in_float32(model, _all_names(module, float32_layers), TRACED_PREFIX)
     ClearMetadataAndDocStringPass()(model)
     return model
 

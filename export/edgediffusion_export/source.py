@@ -22,6 +22,7 @@ from edgediffusion.manifest import (
     Family,
     Precision,
     Source,
+    tokenizer_name,
 )
 from edgediffusion.options import read_config
 from edgediffusion_export.architecture import Architecture, Config, read_architecture
@@ -125,8 +126,9 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         if part not in OPTIONAL or (folder / part).is_dir()
     }
     scheduler = _read_scheduler(_present(folder, "scheduler") / "scheduler_config.json")
-    for tokenizer in tokenizer_folders(classes):
-        _check_tokenizer(_present(folder, tokenizer), index)
+    for encoder in TEXT_ENCODERS:
+        if encoder in classes:
+            _check_tokenizer(_present(folder, tokenizer_name(encoder)), index)
     architecture = read_architecture({name: p.config for name, p in parts.items()}, scheduler)
     return Checkpoint(
         family=family,
@@ -139,12 +141,6 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         license=find_license(folder, index),
         zero_empty_negative=family == XL and index.get("force_zeros_for_empty_prompt", True),
     )
-
-
-def tokenizer_folders(parts: Iterable[str]) -> list[str]:
-    """The folders of the tokenizers of these parts' text encoders."""
-    names = (name for name in TEXT_ENCODERS if name in parts)
-    return [name.replace("text_encoder", "tokenizer") for name in names]
 
 
 def _kind_of(index: Config, path: Path) -> tuple[Family, Mapping[str, str]]:

@@ -288,6 +288,11 @@ class Manifest(msgspec.Struct, frozen=True):
         return tuple(sorted({g.size for g in self.components["unet"].graphs if g.size}))
 
 
+def tokenizer_name(text_encoder: str) -> str:
+    """Name the tokenizer of a text encoder: its folder, and its field of the manifest."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
 def variant_name(kind: str = PLAIN, chunks: int = 1) -> str:
     """The variant of graphs of a kind for prompts of that many chunks of the text encoder."""
     parts = [] if kind == PLAIN else [kind]

@@ -14,7 +14,15 @@ from typing import Final
 import msgspec
 
 from edgediffusion.errors import ManifestError
-from edgediffusion.manifest import GATES, PROMPT, TEXT_ENCODERS, ComponentSpec, GraphSpec, Manifest
+from edgediffusion.manifest import (
+    GATES,
+    PROMPT,
+    TEXT_ENCODERS,
+    ComponentSpec,
+    GraphSpec,
+    Manifest,
+    tokenizer_name,
+)
 from edgediffusion.structure import faults_of
 
 FORMAT: Final = 3
@@ -106,7 +114,7 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     for name, component in manifest.components.items():
         yield from _component_faults(f"$.components.{name}", name, component, manifest)
     for name, tokenizer in manifest.tokenizers.items():
-        at = "$." + name.replace("text_encoder", "tokenizer")
+        at = f"$.{tokenizer_name(name)}"
         if tokenizer.file not in manifest.files:
             yield f"{at}.file: {tokenizer.file!r} is not listed in $.files"
         if tokenizer.length < 3:
