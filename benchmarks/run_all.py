@@ -3,18 +3,22 @@
     python benchmarks/environments.py make
     python benchmarks/run_all.py benchmarks/results/MACHINE
 
-Each program writes its results file as it goes and fails by itself; the others go on. Stable
-Diffusion 1.5's architecture is left out (``--full-size`` adds its peers: hours, and 20 GB of disk).
+Each program writes its results file as it goes and fails by itself; the others go on. What takes
+hours is asked for: ``--full-size`` adds the architecture of Stable Diffusion 1.5 (its peers,
+roofline, rewrites and memory; 20 GB of disk), ``--judged`` what is judged over 1,000 captions.
+After a run that was broken off, the same command with ``--missing`` makes what is not there yet.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Final
 
 import typer
@@ -23,9 +27,12 @@ from rich.console import Console
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.contenders.models import DEMO, Files
+from benchmarks.environments import default_home
 from benchmarks.peers import INTERRUPTED
 from benchmarks.plots import DRAWINGS, write_plots
 from benchmarks.reports import ROOT, read_report
+from benchmarks.workloads import find_workload
 from edgediffusion.errors import RequestError
 
 Start = Callable[[Sequence[str]], int]
@@ -38,31 +45,118 @@ class Step:
     """A program of this folder that writes one results file.
 
     result : the name of the file, handed over by ``--json``.
-    words : its name and its other arguments.
-    peers : whether it takes ``--home``.
+    line : the program and its other arguments; ``{name}`` stands for a bundle's folder.
     """
 
     result: str
-    words: tuple[str, ...]
-    peers: bool = False
+    line: str
 
-    def command(self, folder: Path, home: Path | None) -> list[str]:
-        """The command line."""
-        script, *arguments = self.words
-        where = ["--home", str(home)] if self.peers and home else []
-        path = str(ROOT / "benchmarks" / script)
-        return [sys.executable, path, *arguments, *where, "--json", str(folder / self.result)]
+    @property
+    def words(self) -> list[str]:
+        """The program and its arguments, one by one."""
+        return self.line.split()
 
+    @property
+    def bundles(self) -> list[str]:
+        """The names of the bundles that it reads."""
+        return [name for _, name, _, _ in Formatter().parse(self.line) if name]
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other programs are measured beside this one, in environments of their own."""
+        return self.words[0] == "peers.py"
+
+
+CALIBRATION: Final = str(DEMO.parent / "calibration.txt")
+DEMO_EXPORTS: Final[Mapping[str, Sequence[str]]] = {
+    "demo_fp32": (),
+    "demo_dynamic": ("--precision", "int8-dynamic"),
+    "demo_int8": (
+        *("--precision", "int8", "--calibrate", CALIBRATION),
+        *("--sampler", "dpmpp_2m", "--guidance", "3"),
+    ),
+    "demo_tiled": ("--batch", "2", "--split", "8", "--decoder-tile", "64x64"),
+}
+"""Bundles that are made of the demo's checkpoint, and the exporter's options."""
+FULL_SIZE_BUNDLE: Final = "sd15"
+FULL_SIZE_WORKLOAD: Final = "sd15-512"
 
 STEPS: Final = (
-    Step("shapes.json", ("step_latency.py", "shapes")),
-    Step("roofline_shapes.json", ("roofline.py", "shapes")),
-    Step("throughput_shapes.json", ("throughput.py", "shapes")),
-    Step("devices_shapes.json", ("device_ratios.py",)),
-    Step("sampler_cost.json", ("sampler_cost.py",)),
-    Step("peers_shapes.json", ("peers.py", "shapes"), peers=True),
+    Step("shapes.json", "step_latency.py shapes"),
+    Step("roofline_shapes.json", "roofline.py shapes --device cpu"),
+    Step("throughput_shapes.json", "throughput.py shapes"),
+    Step("devices_shapes.json", "device_ratios.py"),
+    Step("spinning.json", "spinning.py shapes"),
+    Step("sampler_cost.json", "sampler_cost.py"),
+    Step("memory_shapes.json", "memory.py {demo_tiled} --tile 64x64"),
+    Step("peers_shapes.json", "peers.py shapes"),
 )
-FULL_SIZE: Final = Step("peers_sd15.json", ("peers.py", "sd15-512"), peers=True)
+NETWORKS: Final = "--component text_encoder --component unet --component vae_decoder"
+FULL_SIZE: Final = (
+    Step("peers_sd15.json", f"peers.py {FULL_SIZE_WORKLOAD}"),
+    Step("roofline_sd15.json", f"roofline.py {{sd15}} --device cpu --rounds 8 {NETWORKS}"),
+    Step(
+        "rewrites.json",
+        "rewrites.py {sd15} --component unet:2 --component vae_decoder --no-each --rounds 6",
+    ),
+    Step("memory_sd15_rewritten.json", "memory.py {sd15} --residency all"),
+)
+JUDGED: Final = (
+    Step("int8.json", "int8.py {demo_fp32} {demo_dynamic} {demo_int8}"),
+    Step("savings.json", "savings.py shapes --number 1000"),
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie.
+
+    folder : the results files.
+    home : the peers' environments, and what is exported.
+    given : folders of the full-size workload that are there already, by name (``NAME=DIR``).
+    """
+
+    folder: Path
+    home: Path
+    given: tuple[str, ...] = ()
+
+    def bundle(self, name: str) -> Path:
+        """The folder of a bundle that a step reads."""
+        if name != FULL_SIZE_BUNDLE:
+            return self.home / "models" / "run-all" / name
+        found = [folder for key, _, folder in (text.partition("=") for text in self.given)
+                 if key == "bundle"]  # fmt: skip
+        made = Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}).target("bundle")
+        return Path(found[-1]) if found else made  # made by the step of the peers
+
+    def command(self, step: Step) -> list[str]:
+        """The command line of a step."""
+        script, *arguments = step.words
+        words = [word.format_map({n: self.bundle(n) for n in step.bundles}) for word in arguments]
+        if step.has_peers:
+            words += ["--home", str(self.home)]
+        if FULL_SIZE_WORKLOAD in words:
+            words += [word for text in self.given for word in ("--given", text)]
+        path = str(ROOT / "benchmarks" / script)
+        return [sys.executable, path, *words, "--json", str(self.folder / step.result)]
+
+    def exports(self, step: Step) -> list[list[str]]:
+        """The command lines that make the demo's bundles which a step lacks."""
+        lacking = [name for name in step.bundles if name in DEMO_EXPORTS]
+        command = [sys.executable, "-m", "edgediffusion.cli", "export", str(DEMO)]
+        return [
+            [*command, "-o", str(self.bundle(name)), "--size", "128x128", *DEMO_EXPORTS[name]]
+            for name in lacking
+            if not (self.bundle(name) / "manifest.json").exists()
+        ]
+
+
+def is_there(path: Path) -> bool:
+    """Whether a results file was made, to its end."""
+    try:
+        return bool(json.loads(path.read_bytes()).get("complete", True))
+    except (OSError, ValueError):
+        return False
 
 
 def start(command: Sequence[str]) -> int:
@@ -81,16 +175,16 @@ def start(command: Sequence[str]) -> int:
     return INTERRUPTED if interrupted else child.returncode
 
 
-def run_steps(
-    steps: Sequence[Step], folder: Path, home: Path | None, run: Start = start
-) -> dict[str, int]:
+def run_steps(steps: Sequence[Step], places: Places, run: Start = start) -> dict[str, int]:
     """Run all steps; return the exit codes that were not 0. A Ctrl-C in one ends the rest."""
     faults = {}
     for step in steps:
-        console.print(f"{step.result}: {' '.join(step.words)}", markup=False)
-        if code := run(step.command(folder, home)):
-            faults[step.result] = code
-        if code == INTERRUPTED:
+        console.print(f"{step.result}: {step.line}", markup=False)
+        for command in (*places.exports(step), places.command(step)):
+            if code := run(command):
+                faults[step.result] = code
+                break
+        if faults.get(step.result) == INTERRUPTED:
             break
     return faults
 
@@ -110,18 +204,28 @@ def draw_all(folder: Path) -> list[Path]:
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the results of this machine lie.")],
     home: Annotated[
-        Path | None, typer.Option(help="The peers' environments; default: the cache.")
+        Path | None, typer.Option(help="Environments and exported models; default: the cache.")
     ] = None,
-    full_size: Annotated[bool, typer.Option(help="Also the peers of SD 1.5, 512x512.")] = False,
+    full_size: Annotated[bool, typer.Option(help="Also SD 1.5's architecture, 512x512.")] = False,
+    judged: Annotated[bool, typer.Option(help="Also what is judged over 1,000 captions.")] = False,
+    missing: Annotated[bool, typer.Option(help="Only results that are not there yet.")] = False,
     only: Annotated[str, typer.Option(help="Only results whose name contains this.")] = "",
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=DIR: a full-size folder that is there: checkpoint, bundle, ..."),
+    ] = None,
 ) -> None:
     """Make all results, plots and tables; exit code 1 where a program failed."""
-    steps = [step for step in (*STEPS, *[FULL_SIZE] * full_size) if only in step.result]
+    known = (*STEPS, *FULL_SIZE * full_size, *JUDGED * judged)
+    steps = [step for step in known if only in step.result]
     if not steps:
-        names = ", ".join(step.result for step in (*STEPS, FULL_SIZE))
+        names = ", ".join(step.result for step in known)
         raise typer.BadParameter(f"--only: no result contains {only!r}: {names}")
     folder.mkdir(parents=True, exist_ok=True)
-    faults = run_steps(steps, folder.resolve(), home)
+    if missing:
+        steps = [step for step in steps if not is_there(folder / step.result)]
+    places = Places(folder.resolve(), (home or default_home()).resolve(), tuple(given or ()))
+    faults = run_steps(steps, places)
     for path in draw_all(folder):
         console.print(str(path), markup=False)
     start([sys.executable, str(ROOT / "benchmarks" / "tables.py")])

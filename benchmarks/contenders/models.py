@@ -102,8 +102,12 @@ class Files:
             words = [word.format(**places) for word in exporter.arguments]
             self.run([str(python_of(installed.folder)), "-m", *words])
 
-        target = self.home / "models" / f"{self.workload.architecture}-{size}" / name
-        return made_once(target, stamp, make)
+        return made_once(self.target(name), stamp, make)
+
+    def target(self, name: str) -> Path:
+        """Where an exporter's folder lies."""
+        size = say_size(self.workload.size)
+        return self.home / "models" / f"{self.workload.architecture}-{size}" / name
 
     def run(self, command: list[str]) -> None:
         """Run an exporter to its end. Raises NotMade with its last words."""

@@ -12,12 +12,27 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import run_all
+from benchmarks.contenders.models import Files
 from benchmarks.peers import INTERRUPTED
 from benchmarks.reports import ROOT
-from benchmarks.run_all import FULL_SIZE, STEPS, Step, draw_all, run_steps, start
+from benchmarks.run_all import (
+    DEMO_EXPORTS,
+    FULL_SIZE,
+    FULL_SIZE_BUNDLE,
+    FULL_SIZE_WORKLOAD,
+    JUDGED,
+    STEPS,
+    Places,
+    Step,
+    draw_all,
+    is_there,
+    run_steps,
+    start,
+)
+from benchmarks.workloads import find_workload
 from tests.benchmarks.samples import throughput_report
 
-A, B, C = (Step(f"{name}.json", (f"{name}.py", "shapes"), peers=name == "b") for name in "abc")
+A, B, C = Step("a.json", "a.py shapes"), Step("b.json", "peers.py b"), Step("c.json", "c.py")
 
 
 class Runs:
@@ -32,9 +47,13 @@ class Runs:
         return next(self.codes)
 
 
+def places(folder: Path, *given: str) -> Places:
+    return Places(folder, Path("home"), given)
+
+
 def test_every_step_writes_its_file_into_the_folder(tmp_path: Path) -> None:
     runs = Runs(0, 0)
-    assert run_steps([A, B], tmp_path, Path("home"), runs) == {}
+    assert run_steps([A, B], places(tmp_path, "bundle=here"), runs) == {}
     script = str(ROOT / "benchmarks" / "a.py")
     assert runs.commands[0] == [
         sys.executable,
@@ -44,23 +63,83 @@ def test_every_step_writes_its_file_into_the_folder(tmp_path: Path) -> None:
         str(tmp_path / "a.json"),
     ]
     assert runs.commands[1][3:5] == ["--home", "home"]
+    assert "--given" not in runs.commands[1]
+
+
+def test_full_size_folders_that_are_there_are_taken(tmp_path: Path) -> None:
+    runs = Runs(0, 0)
+    steps = [FULL_SIZE[0], Step("m.json", "memory.py {sd15}")]
+    run_steps(steps, places(tmp_path, "checkpoint=c", "bundle=b"), runs)
+    assert runs.commands[0][3:9] == [
+        "--home",
+        "home",
+        "--given",
+        "checkpoint=c",
+        "--given",
+        "bundle=b",
+    ]
+    assert runs.commands[1][2] == "b"
+    made = places(tmp_path).command(steps[1])[2]
+    assert Path(made) == Path("home", "models", "sd15-512x512", "bundle")
+
+
+def test_the_folder_of_the_full_size_bundle_is_the_one_that_the_peers_make(tmp_path: Path) -> None:
+    files = Files(find_workload(FULL_SIZE_WORKLOAD), tmp_path, {})
+    made = Places(tmp_path, tmp_path).bundle(FULL_SIZE_BUNDLE)
+    assert made == files.target("bundle")
+
+
+def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
+    runs = Runs(0, 0, 0)
+    step = Step("i.json", "int8.py {demo_fp32} {demo_int8}")
+    there = Places(tmp_path, tmp_path / "home").bundle("demo_fp32")
+    there.mkdir(parents=True)
+    (there / "manifest.json").touch()
+    run_steps([step], Places(tmp_path, tmp_path / "home"), runs)
+    export, measure = runs.commands
+    assert export[3:4] == ["export"]
+    assert export[6].endswith("demo_int8")
+    assert export[9:12] == ["--precision", "int8", "--calibrate"]
+    assert Path(export[12]).is_file()
+    assert measure[2:4] == [str(there), export[6]]
+
+
+def test_an_export_that_fails_is_its_steps_failure(tmp_path: Path) -> None:
+    runs = Runs(3, 0)
+    assert run_steps([Step("i.json", "int8.py {demo_fp32}"), A], places(tmp_path), runs) == {
+        "i.json": 3
+    }
+    assert runs.commands[1][1].endswith("a.py")
 
 
 def test_a_program_that_fails_leaves_the_others(tmp_path: Path) -> None:
     runs = Runs(1, 0, 2)
-    assert run_steps([A, B, C], tmp_path, None, runs) == {"a.json": 1, "c.json": 2}
+    assert run_steps([A, B, C], places(tmp_path), runs) == {"a.json": 1, "c.json": 2}
     assert len(runs.commands) == 3
 
 
 def test_ctrl_c_in_one_ends_the_rest(tmp_path: Path) -> None:
     runs = Runs(130)
-    assert run_steps([A, B], tmp_path, None, runs) == {"a.json": 130}
+    assert run_steps([A, B], places(tmp_path), runs) == {"a.json": 130}
 
 
 def test_the_programs_are_there_and_files_have_names_of_their_own() -> None:
-    for step in (*STEPS, FULL_SIZE):
+    every = (*STEPS, *FULL_SIZE, *JUDGED)
+    for step in every:
         assert (ROOT / "benchmarks" / step.words[0]).is_file()
-    assert len({step.result for step in (*STEPS, FULL_SIZE)}) == len(STEPS) + 1
+        assert set(step.bundles) <= {FULL_SIZE_BUNDLE, *DEMO_EXPORTS}
+    assert len({step.result for step in every}) == len(every)
+
+
+def test_a_result_that_was_broken_off_is_missing(tmp_path: Path) -> None:
+    for name, text in {"no": '{"complete": false}', "odd": "{", "yes": "{}"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [is_there(tmp_path / name) for name in ("no", "odd", "none", "yes")] == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_command_is_really_run() -> None:
