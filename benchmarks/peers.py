@@ -108,6 +108,7 @@ def make_ready(contender: Contender, job: Job, files: Files) -> Entry:
         command=(str(python_of(installed.folder)), "-m", module),
         job=replace(job, model=str(folder), options=contender.options),
         device=contender.device,
+        note=contender.note,
         environment_mib=installed.mib,
         packages=installed.packages,
         disk_mib=folder_mib(folder),

@@ -1,4 +1,4 @@
-"""The tables of a run of ``peers.py``: times, ratios to the reference, memory and disk."""
+"""The tables of runs of ``peers.py``: times, ratios to the reference, memory and disk."""
 
 from __future__ import annotations
 
@@ -34,6 +34,45 @@ def peers_table(report: Report) -> str:
         *_notes(report),
     ]
     return "\n\n".join(parts)
+
+
+def peers_summary(full_size: Report, demo: Report) -> str:
+    """Render what a reader wants first, of two workloads; the fastest program comes first.
+
+    full_size : a workload of pictures that take minutes, of which a step and 20 steps are shown.
+    demo : a small one, of which starting, memory and the installed size are shown.
+    """
+    rows = []
+    for name, large in full_size["contenders"].items():
+        small = demo["contenders"].get(name, {})
+        picture = times_of(large).get("end_to_end_20", [])
+        sizes = [small.get("peak_memory_mib"), small.get("environment_mib")]
+        cells = [
+            _seconds(times_of(large).get("unet_b2", [])),
+            _seconds(picture),
+            _seconds(times_of(small).get("cold_start", [])),
+            *(f"{size:,.0f}" if size else "-" for size in sizes),
+        ]
+        rows.append((_middle(picture) or float("inf"), [f"`{name}`", *cells]))
+    columns = ["", "UNet step, s", "20 steps, s", "demo: first picture, s"]
+    columns += ["demo: peak memory, MiB", "installed, MiB"]
+    machine = full_size["machine"]
+    return (
+        f"Step and picture of workload `{full_size['workload']['name']}`; medians, "
+        f"{machine['cores']} cores of {machine['cpu']}. `first picture`: from the start of a "
+        "process to a picture of 4 steps.\n\n"
+        + markdown(columns, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
+    )
+
+
+def _seconds(samples: list[float | None]) -> str:
+    middle = _middle(samples)
+    return "-" if middle is None else f"{middle / 1e3:.3g}"
+
+
+def _middle(samples: list[float | None]) -> float | None:
+    known = [ms for ms in samples if ms is not None]
+    return summarize(known).median if known else None
 
 
 def stage_names(report: Report) -> list[str]:
@@ -74,10 +113,9 @@ def _times(report: Report) -> str:
 
 
 def _median(samples: list[float | None]) -> str:
-    known = [ms for ms in samples if ms is not None]
-    if not known:
+    median = _middle(samples)
+    if median is None:
         return "-"
-    median = summarize(known).median
     return f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
 
 
@@ -129,9 +167,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _notes(report: Report) -> list[str]:
-    """What was not measured, and why."""
+    """What differs, what was not measured, and why."""
     notes = []
     for name, contender in report["contenders"].items():
+        if note := contender.get("note"):
+            notes.append(f"`{name}`: {note}")
         if contender["status"] != "ok":
             reason = " ".join(str(contender.get("reason") or "no reason given").split())
             notes.append(f"`{name}` is {contender['status']}: {reason}")

@@ -75,7 +75,8 @@ DEMO_EXPORTS: Final[Mapping[str, Sequence[str]]] = {
         *("--precision", "int8", "--calibrate", CALIBRATION),
         *("--sampler", "dpmpp_2m", "--guidance", "3"),
     ),
-    "demo_tiled": ("--batch", "2", "--split", "8", "--decoder-tile", "64x64"),
+    "demo_sizes": ("--size", "96x96"),
+    "demo_tiled": ("--batch", "2", "--split", "3", "--decoder-tile", "64x64"),
 }
 """Bundles that are made of the demo's checkpoint, and the exporter's options."""
 FULL_SIZE_BUNDLE: Final = "sd15"
@@ -89,6 +90,7 @@ STEPS: Final = (
     Step("spinning.json", "spinning.py shapes"),
     Step("sampler_cost.json", "sampler_cost.py"),
     Step("memory_shapes.json", "memory.py {demo_tiled} --tile 64x64"),
+    Step("sizes_shapes.json", "size_switch.py {demo_sizes}"),
     Step("peers_shapes.json", "peers.py shapes"),
 )
 NETWORKS: Final = "--component text_encoder --component unet --component vae_decoder"

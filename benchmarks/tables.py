@@ -25,13 +25,14 @@ from benchmarks.int8 import int8_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios
-from benchmarks.peers_table import peers_table
+from benchmarks.peers_table import peers_summary, peers_table
 from benchmarks.plan_builds import plans_report
 from benchmarks.reports import ROOT, Report
 from benchmarks.reports import markdown as table
 from benchmarks.rewrites_table import rewrites_table
 from benchmarks.roofline import roofline_table
 from benchmarks.savings import difference
+from benchmarks.size_switch import sizes_table
 from benchmarks.spinning import spinning_table
 from benchmarks.throughput import throughput_table
 from edgediffusion.timing import summarize
@@ -72,33 +73,25 @@ def plots(folder: Path = RESULTS / "plots") -> str:
 
 
 def latency() -> str:
-    """Medians of the demo and of Stable Diffusion 1.5's architecture."""
-    reports = {
-        "shapes 128x128": read(RESULTS / "shapes.json"),
-        "SD 1.5 512x512": read(RESULTS / "full_size.json")["bench"],
-    }
-    rows = []
-    for name in reports["shapes 128x128"]["samples_ms"]:
-        cells = [reading(report["samples_ms"].get(name)) for report in reports.values()]
-        rows.append([f"`{name}`", *cells])
-    shares = [f"{summarize(report['own_share']).median:.2%}" for report in reports.values()]
-    memory = [f"{report['peak_memory_mib']:,.0f} MiB" for report in reports.values()]
-    steps = " and ".join(str(report["options"]["steps"]) for report in reports.values())
-    facts = reports["shapes 128x128"]["machine"]
-    rows += [["runtime's own share of a step", *shares], ["peak memory of the run", *memory]]
+    """Medians of the demo."""
+    report = read(RESULTS / "shapes.json")
+    rows = [[f"`{name}`", reading(samples)] for name, samples in report["samples_ms"].items()]
+    facts = report["machine"]
+    rows += [
+        ["runtime's own share of a step", f"{summarize(report['own_share']).median:.2%}"],
+        ["peak memory of the run", f"{report['peak_memory_mib']:,.0f} MiB"],
+    ]
     return (
         f"Median (p90) in milliseconds, fp32, ONNX Runtime {facts['libraries']['onnxruntime']}, "
         f"{facts['cores']} cores of {facts['cpu']} (shared and noisy); `end_to_end` is a picture "
-        f"of {steps} steps with guidance, `cold_start` a fresh process up to its first picture of "
-        "four steps, `import` its part for `import edgediffusion`. Raw samples: "
-        "`benchmarks/results/`.\n\n" + table(["", *reports], rows)
+        f"of {report['options']['steps']} steps with guidance, `cold_start` a fresh process up to "
+        "its first picture of four steps, `import` its part for `import edgediffusion`. Raw "
+        "samples: `benchmarks/results/`.\n\n" + table(["", "shapes 128x128"], rows)
     )
 
 
-def reading(samples: list[float] | None) -> str:
+def reading(samples: list[float]) -> str:
     """A median with its 90th percentile."""
-    if not samples:
-        return "-"
     s = summarize(samples)
     digits = 0 if s.median >= 100 else 2
     return f"{s.median:,.{digits}f} ({s.p90:,.{digits}f})"
@@ -243,6 +236,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
+    "peers_summary": lambda: peers_summary(
+        read(RESULTS / "peers_sd15.json"), read(RESULTS / "peers_shapes.json")
+    ),
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
     "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
     "plan_builds": lambda: "\n\n".join(
@@ -253,6 +249,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "rewrites": lambda: rewrites_table(read(RESULTS / "rewrites.json")),
     "roofline_sd15": lambda: roofline_table(read(RESULTS / "roofline_sd15.json")),
     "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),
+    "sizes_shapes": lambda: where_measured("sizes_shapes.json", sizes_table),
     "decoder_tiles": lambda: tiles_table(read(RESULTS / "decoder_tiles.json")),
     "roofline_shapes": lambda: roofline_table(read(RESULTS / "roofline_shapes.json")),
 }

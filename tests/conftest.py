@@ -14,6 +14,7 @@ from edgediffusion.bundle import find_bundle
 from edgediffusion.hashing import sha256_file
 from edgediffusion.manifest import FileSpec, Rewritten
 from edgediffusion.manifest_file import dump_manifest, read_manifest
+from tests.bundles import export_tiny
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,6 +43,32 @@ def pipe(demo: Path) -> Iterator[ed.Pipeline]:
     """One open pipeline on the demo bundle, shared: it keeps no state between calls."""
     with ed.Pipeline.open(demo) as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny float32 checkpoint with a tiny VAE. Nobody may change it: copy it first."""
+    from tests.checkpoints import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", tiny_vae=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of the tiny checkpoint. Nobody may change it."""
+    return export_tiny(checkpoint, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def parts_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint for small machines: UNet in parts, decoder tiles, two sizes."""
+    return export_tiny(
+        checkpoint,
+        tmp_path_factory.mktemp("parts") / "tiny",
+        sizes=((64, 64), (128, 64)),
+        split=3,
+        decoder_tiles=((32, 32),),
+    )
 
 
 @pytest.fixture

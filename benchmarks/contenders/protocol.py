@@ -25,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Protocol, TextIO
 
+PRESET_STEPS: Final = 20
+"""The number of steps of a picture that is not in a hurry, which a preset replaces."""
 RUNTIME: Final = Path(__file__).resolve().parents[2] / "runtime" / "edgediffusion"
 
 

@@ -30,6 +30,7 @@ class Entry:
     job: Job | None = None
     reason: str | None = None
     device: str = "cpu"
+    note: str = ""
     environment_mib: float | None = None
     packages: int | None = None
     disk_mib: float | None = None
@@ -123,6 +124,7 @@ class Row:
             "reason": self.reason,
             "versions": self.versions,
             "device": self.entry.device,
+            "note": self.entry.note,
             "precision": self.precision,
             "environment_mib": self.entry.environment_mib,
             "packages": self.entry.packages,

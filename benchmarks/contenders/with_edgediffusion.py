@@ -1,11 +1,14 @@
-"""Worker for edgediffusion. Option: ``device``, where its graphs run."""
+"""Worker for edgediffusion.
+
+Options: ``device``, where its graphs run; ``preset``, by which it makes pictures of 20 steps.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +17,15 @@ from typing import Any, Final
 import numpy as np
 
 import edgediffusion as ed
-from benchmarks.contenders.protocol import Hello, Job, Loaded, Made, Stage, serve
+from benchmarks.contenders.protocol import (
+    PRESET_STEPS,
+    Hello,
+    Job,
+    Loaded,
+    Made,
+    Stage,
+    serve,
+)
 from edgediffusion.hashing import cache_folder
 from edgediffusion.text_conditions import unet_rows
 from edgediffusion.text_encoder import States
@@ -46,9 +57,11 @@ class EdgeDiffusion:
         os.environ["EDGEDIFFUSION_CACHE"] = str(CACHE / f"peers-{job.options['device']}")
         self.pipe = ed.Pipeline.open(job.model, device=job.options["device"])
         texts = tuple(self.pipe.bundle.manifest.tokenizers)
-        for component in (*texts, "unet", "vae_decoder"):
-            batch = 2 if component == "unet" else 1
-            self.pipe.engine(component, batch, None if component in texts else job.size)
+        for component in texts:
+            self.pipe.engine(component)
+        for batch in (1, 2) if job.options["preset"] else (2,):
+            self.pipe.engine("unet", batch, job.size)
+        self.pipe.engine("vae_decoder", 1, job.size)
         stages = {
             "text_encoder": Stage(partial(self.pipe.embed, [job.prompt])),
             "unet_b1": Stage(partial(self.predict, 1)),
@@ -105,7 +118,7 @@ class EdgeDiffusion:
 
     def request(self, steps: int) -> ed.Request:
         """The job as a request of the runtime."""
-        return ed.Request(
+        euler = ed.Request(
             prompt=self.job.prompt,
             negative=self.job.negative,
             steps=steps,
@@ -117,6 +130,10 @@ class EdgeDiffusion:
             schedule="trailing",
             size=self.job.size,
         )
+        preset = self.job.options["preset"]
+        if preset is None or steps != PRESET_STEPS:
+            return euler
+        return replace(euler, preset=preset, steps=None, sampler=None, schedule=None)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgediffusion.levels import Level
@@ -18,10 +18,12 @@ class Call:
 
     guided : whether the negative prompt takes part.
     kind : of the graph: ``plain``, or ``deep`` and ``shallow`` with DeepCache.
+    kept : whether the guidance of the last guided call is added again.
     """
 
     guided: bool
     kind: str = PLAIN
+    kept: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,16 @@ class Savings:
 
     guidance_interval : noise levels sigma / alpha between which there is guidance, the upper one
         included (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+    guidance_every : of the calls with guidance, every so many run the negative prompt, those
+        between add the difference that the last of these found (after Lv et al. 2024,
+        arXiv:2410.19355, and Castillo et al. 2023, arXiv:2312.12487); 1 runs it always.
     deepcache_interval : every so many calls run all of the UNet, those between take its deep
         features from the last of these (Ma et al. 2023, arXiv:2312.00858); 1 runs all of it always.
     deepcache_start : calls at the beginning that all run all of it.
     """
 
     guidance_interval: tuple[float, float] = EVERYWHERE
+    guidance_every: int = 1
     deepcache_interval: int = 1
     deepcache_start: int = 0
 
@@ -45,18 +51,32 @@ def plan_calls(levels: Sequence[Level], savings: Savings, guided: bool) -> tuple
 
     guided : whether the run has guidance at all.
     """
-    flags = [guided and _within(level, savings.guidance_interval) for level in levels]
-    if savings.deepcache_interval == 1:
-        return tuple(Call(flag) for flag in flags)
-    calls: list[Call] = []
-    kept_guided = False  # whether the kept features have a row for the negative prompt
-    for index, flag in enumerate(flags):
+    calls = _guidance(levels, savings) if guided else [Call(False) for _ in levels]
+    return tuple(_kinds(calls, savings) if savings.deepcache_interval > 1 else calls)
+
+
+def _guidance(levels: Sequence[Level], savings: Savings) -> Iterator[Call]:
+    """Which calls run the negative prompt, and which add what the last of these found."""
+    since = 0
+    for level in levels:
+        if not _within(level, savings.guidance_interval):
+            yield Call(False)
+            continue
+        guided = since % savings.guidance_every == 0
+        yield Call(guided, kept=not guided)
+        since += 1
+
+
+def _kinds(calls: Iterable[Call], savings: Savings) -> Iterator[Call]:
+    """Which calls run all of the UNet."""
+    has_negative = False  # whether the kept features have a row for the negative prompt
+    for index, call in enumerate(calls):
         since = index - savings.deepcache_start
-        deep = since < 0 or since % savings.deepcache_interval == 0 or (flag and not kept_guided)
+        lacks = call.guided and not has_negative
+        deep = since < 0 or since % savings.deepcache_interval == 0 or lacks
         if deep:
-            kept_guided = flag
-        calls.append(Call(flag, DEEP if deep else SHALLOW))
-    return tuple(calls)
+            has_negative = call.guided
+        yield replace(call, kind=DEEP if deep else SHALLOW)
 
 
 def _within(level: Level, interval: tuple[float, float]) -> bool:

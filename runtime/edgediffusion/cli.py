@@ -103,6 +103,9 @@ def generate(
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOW:HIGH noise levels with guidance, like 0.3:inf.")
     ] = None,
+    guidance_every: Annotated[
+        int | None, typer.Option(help="Run the negative prompt every so many steps only.")
+    ] = None,
     deepcache: Annotated[
         int, typer.Option(help="Run all of the UNet every so many steps only.")
     ] = 1,
@@ -150,6 +153,7 @@ def generate(
         decoder=decoder,  # type: ignore[arg-type]
         decoder_tile=parse_size(decoder_tile) if decoder_tile else None,
         guidance_interval=_noise_levels(guidance_interval),
+        guidance_every=guidance_every,
         deepcache_interval=deepcache,
         deepcache_start=deepcache_start,
         prompt_syntax=prompt_syntax,  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ class Denoiser:
     rescale: float = 0.0
     engine_ms: list[float] = field(default_factory=list)
     _features: dict[int, NDArray[np.generic]] = field(default_factory=dict)
+    _differences: dict[int, Float] = field(default_factory=dict)
 
     def __call__(self, sample: Float, timestep: float) -> Float:
         """Return the guided raw prediction for (batch, channels, h, w), image by image."""
@@ -56,10 +57,15 @@ class Denoiser:
         if FEATURES in outputs:
             self._features[index] = outputs[FEATURES]
         predicted: Float = outputs["out_sample"].astype(np.float32, copy=False)
-        return self._guide(*predicted) if call.guided else predicted[0]
+        positive, scale = predicted[-1], np.float32(self.guidance)
+        if call.guided:
+            self._differences[index] = positive - predicted[0]
+            return self._rescale(positive, predicted[0] + scale * self._differences[index])
+        if call.kept:
+            return self._rescale(positive, positive + (scale - 1) * self._differences[index])
+        return positive
 
-    def _guide(self, negative: Float, positive: Float) -> Float:
-        guided: Float = negative + np.float32(self.guidance) * (positive - negative)
+    def _rescale(self, positive: Float, guided: Float) -> Float:
         if self.rescale:
             spread = float(positive.std(ddof=1)) / float(guided.std(ddof=1))
             guided *= np.float32(self.rescale * spread + 1 - self.rescale)

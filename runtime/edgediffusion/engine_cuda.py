@@ -7,7 +7,6 @@ launch instead of some thousand.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ from edgediffusion.cuda_provider import PROVIDER, require_cuda
 from edgediffusion.engine import Arithmetic, EngineOptions
 from edgediffusion.engine_bound import BoundBackend
 from edgediffusion.engine_ort import check_signature, first_line, session_options
-from edgediffusion.errors import DeviceError, EngineError, RequestError
+from edgediffusion.errors import DeviceError, EngineError
 from edgediffusion.external_data import check_locations, external_locations
 from edgediffusion.manifest import GraphSpec
+from edgediffusion.switches import CUDA_GRAPH, is_on
 
-CAPTURE_VARIABLE: Final = "EDGEDIFFUSION_CUDA_GRAPH"
 _PLACE: Final = "cuda"
 _AMPERE: Final = (8, 0)
 """The first compute capability with TF32."""
@@ -54,10 +53,7 @@ class CudaOptions:
     @classmethod
     def from_environment(cls) -> CudaOptions:
         """The defaults, with ``EDGEDIFFUSION_CUDA_GRAPH`` 0 or 1. Raises RequestError."""
-        text = os.environ.get(CAPTURE_VARIABLE) or "1"
-        if text not in ("0", "1"):
-            raise RequestError(f"{CAPTURE_VARIABLE} must be 0 or 1, got {text!r}")
-        return cls(capture=text == "1")
+        return cls(capture=is_on(CUDA_GRAPH, default=True))
 
     def provider_options(self) -> dict[str, str]:
         """The provider's own names for these choices.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +21,7 @@ from edgediffusion.engine_cache import engine_cache, load_or_build, nothing
 from edgediffusion.errors import EngineError
 from edgediffusion.external_data import check_locations
 from edgediffusion.fingerprint import engine_facts
+from edgediffusion.graph_bytes import half_weights
 from edgediffusion.manifest import GraphSpec
 
 _PROVIDER: Final = "CPUExecutionProvider"
@@ -37,6 +40,11 @@ _PREPARED: Final = {
 """Write the optimised graph with its weights apart."""
 _PACKED: Final = {"save_external_prepacked_constant_initializers": "1"}
 """Write the weights as the kernels want them, too."""
+_WIDENED_APART: Final = 256 << 20
+"""From so many bytes of float16 weights on, they are made float32 in a pass of their own.
+
+In the one that also lays them out for the kernels, all three forms would be in memory at a time.
+"""
 _PACKS_SINCE: Final = (1, 32)
 """ONNX Runtime 1.31 crashes when it runs a graph with packed weights that it wrote itself."""
 SPINNING: Final[Mapping[str, str]] = {
@@ -120,12 +128,40 @@ class Preparer:
     def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
         """Optimise the graph at ``path``. Raises EngineError or UnsafePath."""
         check_locations(path)
+        if folder is None:
+            return self._open(path, session_options(self.options))
+        if not self._widens_apart(path):
+            return self._open(path, self._keeping(folder, self.settings))
+        widened = folder / "widened"
+        widened.mkdir()
+        self._open(self._widen(path, widened), self._keeping(folder, self.settings))
+        shutil.rmtree(widened)  # after the session that mapped it
+        return self.load(folder)
+
+    def _widens_apart(self, path: Path) -> bool:
+        """Whether a graph's weights are made float32 in a pass of their own.
+
+        Not on Windows, where a folder with a file that is mapped could not be moved into place.
+        """
+        if self.arithmetic == "fp16" or sys.platform == "win32":
+            return False
+        return half_weights(path) >= _WIDENED_APART
+
+    def _widen(self, path: Path, folder: Path) -> Path:
+        """Write the graph with its weights in float32, and do nothing else to it."""
+        options = self._keeping(folder, _PREPARED)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        self._open(path, options)
+        return folder / _FILE
+
+    def _keeping(self, folder: Path, entries: Mapping[str, str]) -> ort.SessionOptions:
+        """Session options that leave the optimised graph in ``folder``."""
         options = session_options(self.options)
-        if folder is not None:
-            options.optimized_model_filepath = str(folder / _FILE)
-            for name, value in self.settings.items():
-                options.add_session_config_entry(f"session.{name}", value)
-        return self._open(path, options)
+        options.optimized_model_filepath = str(folder / _FILE)
+        for name, value in entries.items():
+            options.add_session_config_entry(f"session.{name}", value)
+        return options
 
     def load(self, folder: Path) -> ort.InferenceSession:
         """Open a graph that is optimised already."""

@@ -13,11 +13,21 @@ from edgediffusion.engine import EngineOptions
 from edgediffusion.engine_cache import engine_cache, load_or_build
 from edgediffusion.errors import DeviceError, EngineError
 from edgediffusion.fingerprint import engine_facts
+from edgediffusion.graph_bytes import read_graph_bytes
 from edgediffusion.manifest import STAYS_FP32, GraphSpec
 from edgediffusion.one_builder import one_builder
+from edgediffusion.switches import TENSORRT_REFIT, is_on
 from edgediffusion.tensorrt_build import Plan, build_plan
 from edgediffusion.tensorrt_library import TENSORRT
-from edgediffusion.tensorrt_run import Machine, TensorRtBackend, mapped, open_plan
+from edgediffusion.tensorrt_refit import Refit
+from edgediffusion.tensorrt_run import (
+    Machine,
+    MakeContext,
+    TensorRtBackend,
+    mapped,
+    open_plan,
+    plain_context,
+)
 from edgediffusion.timing_cache import TimingCache
 
 _FILE: Final = "engine.plan"
@@ -36,10 +46,11 @@ def open_backend(
     require_fp16(spec)
     machine = Machine(TENSORRT.load(), open_cuda(TENSORRT))
     timing = TimingCache(engine_cache(), libraries_on(machine))
-    builder = Builder(machine, spec, path, timing)
+    builder = Builder(machine, spec, path, timing, is_on(TENSORRT_REFIT, default=False))
     if content is None:
         return builder.build()
-    return open_cached(builder, engine_facts(content, TENSORRT.device, spec.precision, _ANY))
+    facts = engine_facts(content, TENSORRT.device, spec.precision, _ANY)
+    return open_cached(builder, facts | builder.facts)
 
 
 class Cacheable(Protocol):
@@ -71,12 +82,21 @@ def open_cached(builder: Cacheable, facts: Mapping[str, str]) -> TensorRtBackend
 
 @dataclass(frozen=True)
 class Builder:
-    """How an engine of the graph at ``path`` is built, kept and loaded again."""
+    """How an engine of the graph at ``path`` is built, kept and loaded again.
+
+    refit : keep the engine without its weights, which the graph has.
+    """
 
     machine: Machine
     spec: GraphSpec
     path: Path
     timing: TimingCache
+    refit: bool = False
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the plan depends on beside the graph and the machine."""
+        return {"weights": "those of the bundle"} if self.refit else {}
 
     def build(self, folder: Path | None = None) -> TensorRtBackend:
         """Build the engine and leave its plan in ``folder`` for ``load``."""
@@ -95,14 +115,20 @@ class Builder:
     @cached_property
     def _plan(self) -> Plan:
         """Built once, though the cache may fail and ask again."""
-        plan = build_plan(self.machine.trt, self.path, timing_cache=self.timing.read())
+        plan = build_plan(
+            self.machine.trt, self.path, timing_cache=self.timing.read(), stripped=self.refit
+        )
         self.timing.keep(plan.timing_cache)
         return plan
 
     def _open(self, data: Any) -> TensorRtBackend:
         needed = memoryview(data).nbytes
+        context: MakeContext = plain_context
+        if self.refit:
+            needed += read_graph_bytes(self.path).weights
+            context = Refit(self.machine.trt, self.path).context
         self.machine.cuda.require_memory(needed, f"loading {self.spec.file}")
-        return open_plan(self.machine, data, self.spec)
+        return open_plan(self.machine, data, self.spec, context)
 
 
 def require_fp16(spec: GraphSpec) -> None:

@@ -17,6 +17,7 @@ from edgediffusion.external_data import fields
 
 _GRAPH: Final = 7
 _NODE, _INITIALIZER, _VALUES = 1, 5, (11, 12, 13)
+_HALF: Final = 10
 _ITEM_BYTES: Final = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 """Bytes of one element by TensorProto.DataType."""
 
@@ -51,6 +52,19 @@ def read_graph_bytes(path: Path) -> GraphBytes:
         ) from None
 
 
+def half_weights(path: Path) -> int:
+    """Return the bytes of the float16 weights of the graph at ``path``.
+
+    They are 0 for a file that cannot be read: what opens it next says why.
+    """
+    try:
+        graph = dict(_messages(memoryview(path.read_bytes())))[_GRAPH]
+        tensors = [_tensor(value) for number, value in _messages(graph) if number == _INITIALIZER]
+    except (OSError, IndexError, KeyError, ValueError):
+        return 0
+    return sum(size for _, size, kind in tensors if kind == _HALF)
+
+
 def _measure(model: memoryview) -> GraphBytes:
     graph = dict(_messages(model))[_GRAPH]
     nodes: list[_Node] = []
@@ -60,7 +74,7 @@ def _measure(model: memoryview) -> GraphBytes:
         if number == _NODE:
             nodes.append(_node(value))
         elif number == _INITIALIZER:
-            name, size = _tensor(value)
+            name, size, _ = _tensor(value)
             weights[name] = size
         elif number in _VALUES:
             name, size = _value(value)
@@ -98,8 +112,8 @@ def _node(message: memoryview) -> _Node:
     return _Node(tuple(inputs), tuple(outputs))
 
 
-def _tensor(message: memoryview) -> tuple[str, int]:
-    """Name and bytes of an initializer (TensorProto: dims 1, data_type 2, name 8)."""
+def _tensor(message: memoryview) -> tuple[str, int, int]:
+    """Name, bytes and data type of an initializer (TensorProto: dims 1, data_type 2, name 8)."""
     dims, kind, name = [], 0, ""
     for number, value in fields(message):
         if number == 1 and isinstance(value, int):
@@ -108,7 +122,7 @@ def _tensor(message: memoryview) -> tuple[str, int]:
             kind = value
         elif number == 8 and isinstance(value, memoryview):
             name = _text(value)
-    return name, math.prod(dims) * _ITEM_BYTES[kind]
+    return name, math.prod(dims) * _ITEM_BYTES[kind], kind
 
 
 def _value(message: memoryview) -> tuple[str, int]:

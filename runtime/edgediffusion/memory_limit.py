@@ -27,12 +27,19 @@ Size = tuple[int, int]
 
 LIBRARIES: Final = 120 << 20
 """Python, NumPy, ONNX Runtime and the tokenizer, without any graph."""
-HELD: Final = 1.6
-"""What a loaded graph holds, over its weights: some kernels keep a second layout of theirs. Of the
-eight parts of Stable Diffusion 1.5's UNet, the one with the most of these came to 1.58."""
-WORKING: Final = 2.5
-"""What running takes, over the values that live at one time: kernels need room of their own, and
-the allocator keeps some of what was given back. Chosen to hold for all that was measured."""
+HELD: Final = 1.2
+"""What a graph that stays holds, over its weights. Stable Diffusion 1.5 came to 1.0: its weights
+are mapped as its kernels want them. The rest is for CPUs whose kernels keep a second layout."""
+WORKING: Final = 1.2
+"""The pool that a graph that stays has for its values, over those that live at one time. Stable
+Diffusion 1.5 came to 1.0."""
+PART_HELD: Final = 1.6
+"""What a part holds, over its weights: some kernels keep a second layout of theirs. Of the eight
+parts of Stable Diffusion 1.5's UNet, the one with the most of these came to 1.58."""
+PART_WORKING: Final = 2.5
+"""What running without a pool takes, over the values that live at one time: kernels need room of
+their own, and the allocator keeps some of what was given back. Chosen to hold for all that was
+measured."""
 LOADING: Final = 2.0
 """What a graph holds at most while it is prepared, over its weights: the old layout and the new."""
 
@@ -98,10 +105,12 @@ def _plans(bundle: Bundle, plan: Plan, tiled: bool) -> Iterator[MemoryPlan]:
 def estimate(bundle: Bundle, graphs: Sequence[GraphSpec], residency: Residency) -> int:
     """Return the bytes that a process takes at most to run these graphs in turn."""
     together = [list(group) for _, group in groupby(graphs, component_name)]
+    if residency == "stream":
+        needs = [[_pieces(bundle, graph) for graph in group] for group in together]
+        return LIBRARIES + max(map(_in_parts, needs))
     if residency == "all":
         together = [list(graphs)]
-    needs = [[_pieces(bundle, graph, residency) for graph in group] for group in together]
-    return LIBRARIES + max(map(_at_once, needs))
+    return LIBRARIES + max(_staying([_bytes(bundle, graph) for graph in g]) for g in together)
 
 
 def request_graphs(bundle: Bundle, plan: Plan, tile: Size) -> list[GraphSpec]:
@@ -123,30 +132,41 @@ def _rows(plan: Plan) -> set[int]:
     """How many rows the UNet's calls have: two with guidance, one without."""
     if not plan.guided:
         return {1}
-    return {2} if plan.savings.guidance_interval == EVERYWHERE else {1, 2}
+    savings = plan.savings
+    always = savings.guidance_interval == EVERYWHERE and savings.guidance_every == 1
+    return {2} if always else {1, 2}
 
 
-def _at_once(loaded: Sequence[Sequence[GraphBytes]]) -> int:
-    """The most bytes that graphs take which stay once they are loaded; each is of some pieces.
+def _staying(graphs: Sequence[GraphBytes]) -> int:
+    """The most bytes that graphs take which stay, with their pools, once they have run."""
+    most = held = 0
+    for graph in graphs:
+        most = max(most, held + round(LOADING * graph.weights))
+        held += round(HELD * graph.weights) + round(WORKING * graph.working)
+    return max(most, held)
+
+
+def _in_parts(loaded: Sequence[Sequence[GraphBytes]]) -> int:
+    """The most bytes that graphs take which run without a pool; each is of some pieces.
 
     Pieces come and go while their graph runs, so a graph of several holds nothing in between.
     """
-    held = [round(HELD * pieces[0].weights) if len(pieces) == 1 else 0 for pieces in loaded]
+    held = [round(PART_HELD * pieces[0].weights) if len(pieces) == 1 else 0 for pieces in loaded]
     most = 0
     for index, pieces in enumerate(loaded):
         loading = max(round(LOADING * piece.weights) for piece in pieces)
         running = max(
-            round(HELD * piece.weights) + round(WORKING * piece.working) for piece in pieces
+            round(PART_HELD * piece.weights) + round(PART_WORKING * piece.working)
+            for piece in pieces
         )
         others = sum(held) - held[index]
         most = max(most, sum(held[:index]) + loading, others + running)
     return most
 
 
-def _pieces(bundle: Bundle, graph: GraphSpec, residency: Residency) -> list[GraphBytes]:
-    """What is loaded of a graph at one time: all of it, or each of its parts in turn."""
-    in_parts = residency == "stream" and graph.parts
-    return [_bytes(bundle, piece) for piece in (part_graphs(graph) if in_parts else [graph])]
+def _pieces(bundle: Bundle, graph: GraphSpec) -> list[GraphBytes]:
+    """What is loaded of a graph at one time: each of its parts in turn, or all of it."""
+    return [_bytes(bundle, piece) for piece in (part_graphs(graph) if graph.parts else [graph])]
 
 
 def _bytes(bundle: Bundle, graph: GraphSpec) -> GraphBytes:

@@ -315,8 +315,8 @@ class Pipeline:
             raise RequestError(
                 f"bundle {self.bundle.manifest.name} has UNet graphs of batch "
                 f"{', '.join(map(str, sorted(batches)))} only, a step without guidance needs "
-                "batch 1: raise guidance above 1 and leave guidance_interval out, or export again "
-                "with --batch 1"
+                "batch 1: raise guidance above 1, leave guidance_interval and guidance_every out, "
+                "or export again with --batch 1"
             )
         return chosen
 
@@ -391,6 +391,7 @@ def _filled_in(plan: Plan, schedule: Schedule) -> Request:
         eta=plan.eta,
         guidance_rescale=plan.guidance_rescale,
         guidance_interval=None if interval == EVERYWHERE else interval,
+        guidance_every=plan.savings.guidance_every,
         deepcache_interval=plan.savings.deepcache_interval,
         deepcache_start=plan.savings.deepcache_start,
         noise=plan.noise,

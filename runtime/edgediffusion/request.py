@@ -48,6 +48,8 @@ class Request:
         arXiv:2305.08891, section 3.4), against oversaturated pictures.
     guidance_interval : noise levels sigma / alpha between which guidance takes part, the upper one
         included; elsewhere a step runs the prompt alone, at about half the time.
+    guidance_every : of the calls with guidance, every so many run the negative prompt; those
+        between add the difference that it made last, at about half the time. None: 1, always.
     deepcache_interval : every so many calls of the UNet run all of it, those between its two ends
         only; 1 runs all of it always. Needs a bundle exported with ``--deepcache``.
     deepcache_start : calls at the beginning that all run the whole UNet.
@@ -85,6 +87,7 @@ class Request:
     eta: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    guidance_every: int | None = None
     deepcache_interval: int = 1
     deepcache_start: int = 0
     batch: int = 1
@@ -259,6 +262,8 @@ def _start(request: Request, size: tuple[int, int], bundle: Bundle) -> Start | N
 
 
 def _savings(request: Request, bundle: Bundle) -> Savings:
+    every = 1 if request.guidance_every is None else request.guidance_every
+    _check_count("guidance_every", every, MAX_STEPS)
     _check_count("deepcache_interval", request.deepcache_interval, MAX_STEPS)
     start = request.deepcache_start
     if not isinstance(start, int) or isinstance(start, bool) or start < 0:
@@ -270,6 +275,7 @@ def _savings(request: Request, bundle: Bundle) -> Savings:
         )
     return Savings(
         guidance_interval=_interval(request.guidance_interval),
+        guidance_every=every,
         deepcache_interval=request.deepcache_interval,
         deepcache_start=start,
     )

@@ -1,7 +1,7 @@
 """Build an engine of TensorRT, or of TensorRT for RTX, from a graph of a bundle.
 
 Networks are strongly typed: what a graph says in float16 is computed in float16, and nothing else
-is. The weights keep the names of their parameters, by which a refit could find them.
+is. The weights keep the names of their parameters, by which a refit finds them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edgediffusion.errors import EngineError, RequestError
 from edgediffusion.external_data import check_locations
 from edgediffusion.tensorrt_library import message_log
 from edgediffusion.tensorrt_progress import stopped_by_ctrl_c
+from edgediffusion.tensorrt_refit import strip_weights
 
 _NO_CAPABILITY: Final = ("NONE", "CURRENT")
 
@@ -53,12 +54,14 @@ def build_plan(
     *,
     capabilities: Sequence[str] = (),
     timing_cache: bytes | None = None,
+    stripped: bool = False,
 ) -> Plan:
     """Build the engine of the ONNX file at ``graph``.
 
     capabilities : build ahead of time for these kinds of GPU (TensorRT for RTX); empty builds for
         the GPU at hand.
     timing_cache : what an earlier build measured, or nothing yet; None keeps no measurements.
+    stripped : leave the weights out of the plan; `Refit` puts them back.
 
     Raises EngineError with the library's own words, UnsafePath for a graph that reaches out of its
     folder. Ctrl-C stops the build.
@@ -72,6 +75,8 @@ def build_plan(
     if timing_cache is not None:
         _set_timing_cache(config, timing_cache)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 keeps its precision
+    if stripped:
+        strip_weights(trt, config)
     with stopped_by_ctrl_c(trt, config):
         plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -21,6 +21,7 @@ from edgediffusion.cuda_runtime import Cuda
 from edgediffusion.engine import Arithmetic
 from edgediffusion.errors import EngineError
 from edgediffusion.manifest import GraphSpec, TensorSpec
+from edgediffusion.switches import CUDA_GRAPH, is_on
 from edgediffusion.tensorrt_library import message_log
 
 MakeContext = Callable[[Any], Any]
@@ -69,11 +70,13 @@ class TensorRtBackend:
     def warm_up(self) -> None:
         """Run once on zeros, which compiles what is compiled late, then capture the graph.
 
-        Where it cannot be captured, calls go on to put the kernels on the stream one by one.
+        Where it cannot be captured, or shall not, calls go on to put the kernels on the stream
+        one by one.
         """
         self._enqueue_or_raise()
         self._cuda.synchronize(self._stream)
-        self._graph = self._cuda.capture(self._stream, self._enqueue)
+        if is_on(CUDA_GRAPH, default=True):
+            self._graph = self._cuda.capture(self._stream, self._enqueue)
         if self._graph is not None:
             self._used.callback(self._cuda.destroy_graph, self._graph)
 

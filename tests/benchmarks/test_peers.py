@@ -24,6 +24,7 @@ from benchmarks.contenders.models import Files
 from benchmarks.contenders.protocol import Job
 from benchmarks.contenders.report import SCHEMA, Run
 from benchmarks.contenders.rounds import Entry, Plan
+from benchmarks.contenders.with_edgediffusion import EdgeDiffusion
 from benchmarks.environments import Installed
 from benchmarks.workloads import WORKLOADS, Workload
 from edgediffusion.anchor import Anchor
@@ -371,6 +372,28 @@ def test_bf16_is_the_same_network_and_the_same_work(real: dict[str, Any]) -> Non
     assert 1e-4 < row["sameness"]["unet_l2"] < GATES["bf16"]
     assert 1e-2 < row["sameness"]["latents_l2"] < 2e-1  # four steps with guidance add up
     assert row["sameness"]["flags"] == []
+
+
+def test_a_preset_takes_the_place_of_twenty_steps_and_says_so() -> None:
+    fast = catalogue.CONTENDERS["edgediffusion-openvino-fast"]
+    assert fast.note == "in the place of 20 steps it makes the fewer, cheaper ones of `fast`"
+    worker = EdgeDiffusion()
+    worker.job = Job(
+        model="m",
+        scheduler="s",
+        latents="l",
+        prompt="a dog",
+        negative="",
+        guidance=3.0,
+        seed=7,
+        size=(64, 64),
+        batch=1,
+        options=fast.options,
+    )
+    few, many = worker.request(4), worker.request(20)
+    assert (few.preset, few.steps, few.sampler, few.schedule) == (None, 4, "euler", "trailing")
+    assert (many.preset, many.steps, many.sampler, many.schedule) == ("fast", None, None, None)
+    assert (many.prompt, many.guidance, many.seed, many.size) == ("a dog", 3.0, 7, (64, 64))
 
 
 def test_the_machine_and_the_workload_are_in_the_report(real: dict[str, Any]) -> None:

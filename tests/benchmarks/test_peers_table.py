@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.peers_table import peers_table, stage_names
+from benchmarks.peers_table import peers_summary, peers_table, stage_names
 from tests.benchmarks.samples import peers_report
 
 
@@ -37,6 +37,24 @@ def test_of_a_few_rounds_the_smallest_and_the_largest_ratio_are_shown() -> None:
         report["contenders"][name]["samples_ms"]["vae_decode"] = [600.0]
     table = rows(peers_table(report), "ours")
     assert table[1][1:] == ["0.55 [0.50 to 0.60]", "1.00"]
+
+
+def test_the_summary_begins_with_the_fastest_and_ends_with_what_was_not_measured() -> None:
+    large = peers_report()
+    for name, ms in (("diffusers", 168_000.0), ("ours", 106_000.0)):
+        large["contenders"][name]["samples_ms"]["end_to_end_20"] = [ms]
+    summary = peers_summary(large, peers_report())
+    names = [line.split("`")[1] for line in summary.splitlines() if line.startswith("| `")]
+    assert names[:2] == ["ours", "diffusers"]
+    assert rows(summary, "ours")[0] == ["0.15", "106", "3", "1,234", "225"]
+    assert rows(summary, "gone")[0] == ["-"] * 5
+
+
+def test_a_note_says_what_a_rows_figures_mean() -> None:
+    report = peers_report()
+    report["contenders"]["ours"]["note"] = "makes fewer steps"
+    assert "- `ours`: makes fewer steps" in peers_table(report)
+    assert "- `diffusers`:" not in peers_table(report)
 
 
 def test_memory_disk_and_sameness_are_shown() -> None:

@@ -18,7 +18,7 @@ from edgediffusion.manifest_file import read_manifest
 from edgediffusion_export import cuda_proof
 from edgediffusion_export.cuda_proof import prove_fused, written_out
 from edgediffusion_export.options import ExportOptions
-from tests.export.conftest import export_tiny
+from tests.bundles import export_tiny
 from tests.export.cuda_kernels import without_kernel
 
 

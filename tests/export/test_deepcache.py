@@ -75,7 +75,7 @@ def test_a_shallow_step_depends_on_everything_that_it_takes() -> None:
 
 @pytest.fixture(scope="module")
 def deep_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.export.conftest import export_tiny
+    from tests.bundles import export_tiny
 
     return export_tiny(checkpoint, tmp_path_factory.mktemp("deep") / "tiny", deepcache=True)
 

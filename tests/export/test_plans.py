@@ -21,7 +21,7 @@ from edgediffusion.tensorrt_library import TENSORRT_RTX, message_log
 from edgediffusion_export import plans
 from edgediffusion_export.options import ExportOptions
 from edgediffusion_export.plans import plan_groups
-from tests.export.conftest import export_tiny
+from tests.bundles import export_tiny
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

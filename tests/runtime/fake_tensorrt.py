@@ -24,6 +24,7 @@ import onnxruntime as ort
 from tests.runtime.fake_cuda import FakeGpu
 
 HEADER = 256
+FLAGS = ("TF32", "STRIP_PLAN", "REFIT_IDENTICAL")
 CAPABILITIES = ("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120")
 _TYPES = {1: "float32", 7: "int64", 10: "float16"}
 
@@ -51,7 +52,7 @@ class FakeTensorRt:
         self.name, self.gpu, self.version = name, gpu, version
         self.builds: list[Path] = []
         self.timing_caches: list[bytes] = []
-        self.compiled = 0
+        self.compiled = self.refits = 0
         self.device_memory = 1 << 20
         self.diagnostics = Diagnostics(0)
         self.while_building: Callable[[], None] = lambda: None
@@ -60,11 +61,12 @@ class FakeTensorRt:
         self.gives_contexts = True
         self.refusals = 0
 
-    def plan(self, graph: Path, capabilities: tuple[str, ...]) -> bytes:
-        """A plan of an ONNX file."""
+    def plan(self, graph: Path, capabilities: tuple[str, ...], stripped: bool = False) -> bytes:
+        """A plan of an ONNX file; a stripped one has no weights."""
         says = {"name": self.name, "version": self.version, "capabilities": capabilities}
-        header = json.dumps(says).encode().ljust(HEADER)
-        return header + bytes(onnx.load(graph).SerializeToString())
+        header = json.dumps(says | {"stripped": stripped}).encode().ljust(HEADER)
+        model = onnx.load(graph, load_external_data=not stripped)
+        return header + bytes(model.SerializeToString())
 
     def module(self) -> ModuleType:
         made: Any = ModuleType(self.name)
@@ -74,10 +76,11 @@ class FakeTensorRt:
         made.IProgressMonitor = type("IProgressMonitor", (), {})
         made.NetworkDefinitionCreationFlag = SimpleNamespace(__members__={"STRONGLY_TYPED": 0})
         made.ComputeCapability = SimpleNamespace(__members__={n: n for n in CAPABILITIES})
-        made.BuilderFlag = SimpleNamespace(TF32="TF32")
+        made.BuilderFlag = SimpleNamespace(**{name: name for name in FLAGS})
         made.EngineValidity, made.EngineInvalidityDiagnostics = Validity, Diagnostics
         made.nptype = np.dtype
         made.OnnxParser = Parser
+        made.OnnxParserRefitter, made.Refitter = OnnxParserRefitter, Refitter
         made.Builder = lambda log: Builder(self, log)
         made.Runtime = lambda log: Runtime(self, log)
         return made
@@ -106,23 +109,28 @@ class Builder:
 
     def build_serialized_network(self, network: Any, config: Any) -> Any:
         assert config.cleared == {"TF32"}
+        assert config.flags in (set(), {"STRIP_PLAN", "REFIT_IDENTICAL"})
         self.fake.builds.append(network.graph)
         self.fake.timing_caches.append(config.known)
         self.fake.while_building()
         if not config.progress_monitor.step_complete("building", 0):
             return None
         major, minor = self.fake.gpu.capability
-        return self.fake.plan(network.graph, (f"{major}.{minor}",))
+        return self.fake.plan(network.graph, (f"{major}.{minor}",), bool(config.flags))
 
 
 class Config:
     def __init__(self) -> None:
         self.cleared: set[str] = set()
+        self.flags: set[str] = set()
         self.known = b""
         self.progress_monitor: Any = None
 
     def clear_flag(self, flag: str) -> None:
         self.cleared.add(flag)
+
+    def set_flag(self, flag: str) -> None:
+        self.flags.add(flag)
 
     def create_timing_cache(self, content: bytes) -> bytes:
         return content
@@ -155,7 +163,8 @@ class Runtime:
         if found:
             self.log.log(1, f"the plan is not for here:\n {found!r}")
             return None
-        return Engine(self.fake, bytes(data[HEADER:]), self.log)
+        stripped = json.loads(bytes(data[:HEADER]))["stripped"]
+        return Engine(self.fake, bytes(data[HEADER:]), self.log, stripped)
 
     def _diagnose(self, header: bytes) -> Diagnostics:
         try:
@@ -170,9 +179,10 @@ class Runtime:
 
 
 class Engine:
-    def __init__(self, fake: FakeTensorRt, model: bytes, log: Any) -> None:
+    def __init__(self, fake: FakeTensorRt, model: bytes, log: Any, stripped: bool) -> None:
         self.fake, self.log = fake, log
         graph = onnx.load_from_string(model).graph
+        self.weights = {each.name: tuple(each.dims) for each in graph.initializer}
         self.tensors = {
             each.name: (
                 _TYPES[each.type.tensor_type.elem_type],
@@ -181,7 +191,7 @@ class Engine:
             for each in (*graph.input, *graph.output)
         }
         self.inputs = [each.name for each in graph.input]
-        self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.session: ort.InferenceSession | None = None if stripped else fill(model)
         self.num_io_tensors = len(self.tensors)
         self.device_memory_size_v2 = fake.device_memory
 
@@ -198,10 +208,45 @@ class Engine:
         return RuntimeConfig(self.fake)
 
     def create_execution_context(self, config: Any = None) -> Any:
+        assert self.session is not None, "an engine without weights"
         if self.fake.gives_contexts:
             return Context(self, config)
         self.log.log(1, "out of something")
         return None
+
+
+def fill(model: bytes) -> ort.InferenceSession:
+    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+class Refitter:
+    """Takes weights into an engine that was built without them."""
+
+    def __init__(self, engine: Engine, log: Any) -> None:
+        self.engine = engine
+        self.given: bytes | None = None
+
+    def refit_cuda_engine(self) -> bool:
+        assert self.given is not None
+        self.engine.session = fill(self.given)
+        self.engine.fake.refits += 1
+        return True
+
+
+class OnnxParserRefitter:
+    """Reads the weights of a graph for an engine of the same graph."""
+
+    def __init__(self, refitter: Refitter, log: Any) -> None:
+        self.refitter, self.log = refitter, log
+
+    def refit_from_file(self, model: str) -> bool:
+        read = onnx.load(model)
+        weights = {each.name: tuple(each.dims) for each in read.graph.initializer}
+        if weights != self.refitter.engine.weights:
+            self.log.log(1, "weights are missing")
+            return False
+        self.refitter.given = read.SerializeToString()
+        return True
 
 
 class RuntimeConfig:
@@ -255,7 +300,9 @@ class Context:
         arrays = {name: self._view(name) for name in self.engine.tensors}
         inputs = {name: arrays[name].copy() for name in self.engine.inputs}
         names = [name for name in arrays if name not in inputs]
-        for name, out in zip(names, self.engine.session.run(names, inputs), strict=True):
+        session = self.engine.session
+        assert session is not None
+        for name, out in zip(names, session.run(names, inputs), strict=True):
             arrays[name][...] = out
 
     def _view(self, name: str) -> Any:

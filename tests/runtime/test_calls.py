@@ -30,6 +30,20 @@ def test_an_interval_gives_no_guidance_to_a_run_without_it() -> None:
     assert not any(call.guided for call in calls)
 
 
+def test_guidance_is_computed_every_so_many_calls_and_kept_between_them() -> None:
+    calls = plan_calls(LEVELS, Savings(guidance_every=3), guided=True)
+    assert [call.guided for call in calls] == [True, False, False] * 2
+    assert [call.kept for call in calls] == [False, True, True] * 2
+    assert not any(call.kept for call in plan_calls(LEVELS, Savings(guidance_every=3), False))
+
+
+def test_nothing_is_kept_outside_of_the_interval() -> None:
+    savings = Savings(guidance_interval=(0.5, 5.0), guidance_every=2)
+    calls = plan_calls(LEVELS, savings, guided=True)
+    assert [call.guided for call in calls] == [False, True, False, True, False, False]
+    assert [call.kept for call in calls] == [False, False, True, False, False, False]
+
+
 def test_a_level_without_signal_has_infinite_noise() -> None:
     pure = [Level(0.0, 1.0)]
     up_to_infinity = Savings(guidance_interval=(1.0, float("inf")))
@@ -51,17 +65,24 @@ def test_deepcache_begins_where_it_is_told_to() -> None:
     noise=st.lists(st.floats(0.01, 100), max_size=30),
     low=st.floats(0, 10),
     width=st.floats(0.1, 50),
+    every=st.integers(1, 4),
     interval=st.integers(2, 9),
     start=st.integers(0, 9),
 )
 def test_a_shallow_call_finds_features_of_the_rows_that_it_needs(
-    noise: list[float], low: float, width: float, interval: int, start: int
+    noise: list[float], low: float, width: float, every: int, interval: int, start: int
 ) -> None:
     savings = Savings(
-        guidance_interval=(low, low + width), deepcache_interval=interval, deepcache_start=start
+        guidance_interval=(low, low + width),
+        guidance_every=every,
+        deepcache_interval=interval,
+        deepcache_start=start,
     )
     kept: Call | None = None
+    was_guided = False
     for call in plan_calls([Level(1.0, n) for n in noise], savings, guided=True):
+        was_guided |= call.guided
+        assert was_guided or not call.kept
         if call.kind == DEEP:
             kept = call
         else:

@@ -94,6 +94,7 @@ def test_quiet_leaves_only_errors_on_stderr(
         (["--preset", "fats"], "unknown preset 'fats': did you mean fast?"),
         (["--guidance-interval", "3"], "guidance interval '3' is not LOW:HIGH in noise levels"),
         (["--guidance-interval", "5:1"], "guidance_interval must be two noise levels"),
+        (["--guidance-every", "0"], "guidance_every must be a whole number from 1 to 1000"),
         (["--deepcache", "0"], "deepcache_interval must be a whole number from 1 to 1000"),
         (["--seed", "-3"], "a seed is a whole number from 0"),
         (["--threads", "-3"], "threads must be at least 0"),

@@ -48,6 +48,23 @@ def test_a_call_without_guidance_is_the_positive_prediction() -> None:
     assert not np.array_equal(run(SAMPLE, 1.0), SAMPLE + POSITIVE)
 
 
+def test_a_call_that_keeps_guidance_adds_that_of_the_last_guided_one() -> None:
+    class Changing(FakeUnet):
+        """The negative prediction grows by 1 with each timestep down."""
+
+        def __call__(self, image: Any, timestep: float, **rows: NDArray[Any]) -> dict[str, Any]:
+            text = rows["encoder_hidden_states"].copy()
+            text[text == NEGATIVE] += 3.0 - timestep
+            return super().__call__(image, timestep, encoder_hidden_states=text)
+
+    calls = [Call(True), Call(False, kept=True), Call(True), Call(False, kept=True), Call(False)]
+    run = denoiser(calls, plain=Changing())
+    seen = [float(run(SAMPLE, timestep)[1].max()) for timestep in (3.0, 2.0, 1.0, 0.0, -1.0)]
+    first, second = POSITIVE - NEGATIVE, POSITIVE - NEGATIVE - 2
+    above = [2 * first, 2 * first, 2 * second, 2 * second, 0]
+    assert seen == [20 + POSITIVE + each for each in above]
+
+
 def test_the_engines_time_is_counted_by_call() -> None:
     run = denoiser([Call(guided=True, kind=PLAIN)] * 2, plain=FakeUnet())
     run(SAMPLE, 2.0)

@@ -18,6 +18,7 @@ from edgediffusion.engine_bound import BoundBackend
 from edgediffusion.engine_cuda import CudaOptions, arithmetic_of, open_cuda
 from edgediffusion.golden import check_graph, golden_inputs, read_tensors
 from edgediffusion.manifest import DeviceGraph, GraphSpec
+from edgediffusion.switches import CUDA_GRAPH
 from tests.runtime.nvidia import A_GPU, CapturingSession
 
 CPU = "CPUExecutionProvider"
@@ -186,12 +187,12 @@ def test_options_are_the_providers_own_words() -> None:
 def test_capturing_can_be_switched_off_from_outside(
     monkeypatch: pytest.MonkeyPatch, text: str, capture: bool
 ) -> None:
-    monkeypatch.setenv(engine_cuda.CAPTURE_VARIABLE, text)
+    monkeypatch.setenv(CUDA_GRAPH, text)
     assert CudaOptions.from_environment().capture == capture
 
 
 def test_a_switch_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(engine_cuda.CAPTURE_VARIABLE, "off")
+    monkeypatch.setenv(CUDA_GRAPH, "off")
     with pytest.raises(ed.RequestError, match="EDGEDIFFUSION_CUDA_GRAPH must be 0 or 1, got 'off'"):
         CudaOptions.from_environment()
 

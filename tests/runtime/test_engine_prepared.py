@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 import edgediffusion as ed
 from edgediffusion import engine_cache, engine_openvino, engine_ort
 from edgediffusion.engine import Engine, EngineOptions, open_engine
+from edgediffusion.engine_ort import Preparer
+from edgediffusion.graph_bytes import half_weights
 from edgediffusion.hashing import sha256_file
 from edgediffusion.manifest import GraphSpec
 
@@ -91,6 +95,40 @@ def test_the_second_start_loads_what_the_first_compiled(
     assert len(compiled) == 1
     with open_text_encoder(demo, device, threads=2):
         assert len(compiled) == 2, "other options are another engine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders of mapped files cannot be moved there")
+def test_large_float16_weights_are_widened_in_a_pass_of_their_own(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = outputs(demo, "cpu")
+    shutil.rmtree(the_entry())
+    passes: list[Path] = []
+    monkeypatch.setattr(engine_ort, "_WIDENED_APART", 1)
+    widen = Preparer._widen
+
+    def watched(self: Preparer, path: Path, folder: Path) -> Path:
+        passes.append(widen(self, path, folder))
+        assert half_weights(path) > 0
+        assert half_weights(passes[0]) == 0
+        assert "Cast" not in [node.op_type for node in weights_readers(passes[0])]
+        return passes[0]
+
+    monkeypatch.setattr(Preparer, "_widen", watched)
+    assert outputs(demo, "cpu") == at_once
+    assert outputs(demo, "cpu") == at_once
+    assert len(passes) == 1
+    assert sorted(path.name for path in the_entry().iterdir()) == [
+        "entry.json",
+        "prepared.bin",
+        "prepared.onnx",
+    ]
+
+
+def weights_readers(path: Path) -> list[onnx.NodeProto]:
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {each.name for each in graph.initializer}
+    return [node for node in graph.node if set(node.input) & weights]
 
 
 def test_the_bundles_weights_are_not_read_again(copied: Path, device: str) -> None:

@@ -19,10 +19,12 @@ from edgediffusion import engine_tensorrt, tensorrt_library
 from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.engine_cache import engine_cache
 from edgediffusion.golden import check_graph, read_tensors
+from edgediffusion.graph_bytes import read_graph_bytes
 from edgediffusion.manifest import STAYS_FP32
 from edgediffusion.one_builder import one_builder
+from edgediffusion.switches import CUDA_GRAPH, TENSORRT_REFIT
 from tests.runtime.fake_cuda import CudaError, FakeGpu
-from tests.runtime.fake_tensorrt import FakeTensorRt
+from tests.runtime.fake_tensorrt import FakeTensorRt, OnnxParserRefitter
 from tests.runtime.on_fake_gpu import fill_disk, inputs_of, install, opened, prove_all
 
 CACHE = "EDGEDIFFUSION_CACHE"
@@ -100,6 +102,63 @@ def test_the_second_start_loads_what_the_first_built(half_bundle: Path, fake: Fa
             engine(**inputs_of(half_bundle, engine))
     assert len(fake.builds) == 1
     assert engines() == ["kernel timings", "tiny/text_encoder/b1.onnx"]
+
+
+def test_capturing_can_be_switched_off_from_outside(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CUDA_GRAPH, "0")
+    with opened(half_bundle, TENSORRT) as engine:
+        engine(**inputs_of(half_bundle, engine))
+    assert fake.gpu.launches == 0
+
+
+def test_engines_can_be_kept_without_weights(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(half_bundle, TENSORRT, "unet") as engine:
+        inputs = inputs_of(half_bundle, engine)
+        want = engine(**inputs)["out_sample"]
+    whole = the_plan()
+    monkeypatch.setenv(TENSORRT_REFIT, "1")
+    for _ in range(2):
+        with opened(half_bundle, TENSORRT, "unet") as engine:
+            assert np.array_equal(engine(**inputs)["out_sample"], want)
+    assert len(fake.builds) == 2  # one with the weights, one without, each kept
+    assert fake.refits == 2
+    (stripped,) = set(engine_cache().folder.glob("*/engine.plan")) - {whole}
+    graph = ed.Bundle.open(half_bundle).graph("unet", size=(64, 64))
+    weights = read_graph_bytes(half_bundle / graph.file).weights
+    assert whole.stat().st_size - stripped.stat().st_size > 0.9 * weights
+    assert not fake.gpu.held
+
+
+def test_weights_that_do_not_fit_their_engine_are_an_error(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TENSORRT_REFIT, "1")
+    monkeypatch.setattr(OnnxParserRefitter, "refit_from_file", lambda self, model: False)
+    with pytest.raises(ed.EngineError, match="does not fill its engine with weights: it gave no"):
+        opened(half_bundle, TENSORRT)
+    assert not fake.gpu.held
+
+
+def test_too_little_memory_counts_the_weights_that_come_later(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TENSORRT_REFIT, "1")
+    opened(half_bundle, TENSORRT, "unet").close()
+    fake.gpu.memory = the_plan().stat().st_size
+    with pytest.raises(ed.DeviceError, match="loading unet/"):
+        opened(half_bundle, TENSORRT, "unet")
+
+
+def test_a_switch_that_makes_no_sense_is_named(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TENSORRT_REFIT, "yes")
+    with pytest.raises(ed.RequestError, match="TENSORRT_REFIT must be 0 or 1, got 'yes'"):
+        opened(half_bundle, TENSORRT)
 
 
 @pytest.mark.parametrize("change", ["version", "capability", "name", "driver"])

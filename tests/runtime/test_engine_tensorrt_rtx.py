@@ -318,12 +318,15 @@ def test_the_interface_that_the_fake_stands_for_is_there() -> None:
     trt = TENSORRT_RTX.load()
     fake = FakeTensorRt("tensorrt_rtx", FakeGpu()).module()
     assert {name for name in vars(fake) if name[0] != "_"} <= set(dir(trt))
+    assert set(vars(fake.BuilderFlag)) <= set(trt.BuilderFlag.__members__)
     for ours, real in (
         ("Engine", trt.ICudaEngine),
         ("Context", trt.IExecutionContext),
         ("Runtime", trt.Runtime),
         ("Builder", trt.Builder),
         ("Config", trt.IBuilderConfig),
+        ("Refitter", trt.Refitter),
+        ("OnnxParserRefitter", trt.OnnxParserRefitter),
     ):
         methods = vars(getattr(sys.modules[FakeTensorRt.__module__], ours))
         assert {name for name in methods if name[0] != "_"} <= set(dir(real)), ours

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 import edgediffusion as ed
 from edgediffusion.errors import EngineError
-from edgediffusion.graph_bytes import GraphBytes, read_graph_bytes
+from edgediffusion.graph_bytes import GraphBytes, half_weights, read_graph_bytes
 
 
 def value(name: str, *shape: int | str, kind: int = TensorProto.FLOAT) -> Any:
@@ -89,3 +89,15 @@ def test_a_graph_without_static_shapes_is_an_error(tmp_path: Path) -> None:
         read_graph_bytes(save(tmp_path / "a.onnx", nodes, [value("h", 1, "n")], []))
     with pytest.raises(EngineError, match=r"does not say how much memory it takes \('h'\)"):
         read_graph_bytes(save(tmp_path / "b.onnx", nodes, [], []))
+
+
+def test_the_bytes_of_float16_weights(tmp_path: Path) -> None:
+    weights = [weight("half", 10, 10, kind=TensorProto.FLOAT16), weight("whole", 5)]
+    assert half_weights(save(tmp_path / "g.onnx", [], [], weights)) == 200
+    assert half_weights(save(tmp_path / "g.onnx", [], [], weights[1:])) == 0
+
+
+def test_a_file_that_cannot_be_read_has_no_float16_weights(tmp_path: Path) -> None:
+    assert half_weights(tmp_path / "none.onnx") == 0
+    (tmp_path / "odd.onnx").write_bytes(b"\x3a\xff\xff")
+    assert half_weights(tmp_path / "odd.onnx") == 0

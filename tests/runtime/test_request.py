@@ -105,6 +105,8 @@ def test_none_means_the_bundles_own_default(demo: Path) -> None:
     [
         ({"deepcache_interval": 0}, "deepcache_interval must be a whole number from 1 to 1000"),
         ({"deepcache_interval": 2.0}, r"deepcache_interval must be .* got 2\.0"),
+        ({"guidance_every": 0}, "guidance_every must be a whole number from 1 to 1000, got 0"),
+        ({"guidance_every": 1.5}, r"guidance_every must be .* got 1\.5"),
         ({"deepcache_start": -1}, "deepcache_start must be a whole number of at least 0, got -1"),
         ({"guidance_interval": (2, 1)}, r"guidance_interval must be two noise levels .* \(2, 1\)"),
         ({"guidance_interval": (-1, 1)}, "the lower one first and at least 0"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.conftest import export_tiny
+from tests.bundles import export_tiny
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from edgediffusion_export import component as exporting
 from edgediffusion_export.options import REWRITES, ExportOptions
 from edgediffusion_export.rewrites import areas_for, attention, done_by, winograd
 from edgediffusion_export.rewrites.winograd import AT_EVERY_STEP, ONCE_A_PICTURE, TileAreas
-from tests.export.conftest import export_tiny
+from tests.bundles import export_tiny
 from tests.export.rewrites.small import operators
 
 DEVICES = [
