@@ -57,7 +57,8 @@ class Denoiser:
         if FEATURES in outputs:
             self._features[index] = outputs[FEATURES]
         predicted: Float = outputs["out_sample"].astype(np.float32, copy=False)
-        positive, scale = predicted[-1], np.float32(self.guidance)
+        positive: Float = predicted[-1]
+        scale = np.float32(self.guidance)
         if call.guided:
             self._differences[index] = positive - predicted[0]
             return self._rescale(positive, predicted[0] + scale * self._differences[index])
