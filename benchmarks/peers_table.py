@@ -67,7 +67,7 @@ def peers_summary(full_size: Report, demo: Report) -> str:
 
 def _seconds(samples: list[float | None]) -> str:
     middle = _middle(samples)
-    return "-" if middle is None else f"{middle / 1e3:.3g}"
+    return "-" if middle is None else _short(middle / 1e3)
 
 
 def _middle(samples: list[float | None]) -> float | None:
@@ -116,7 +116,12 @@ def _median(samples: list[float | None]) -> str:
     median = _middle(samples)
     if median is None:
         return "-"
-    return f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+    return _short(median)
+
+
+def _short(number: float) -> str:
+    """Three digits, or all that stand before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _ratios(report: Report, reference: str) -> str:
