@@ -122,10 +122,15 @@ class Places:
     home: Path
     given: tuple[str, ...] = ()
 
+    @property
+    def exported(self) -> Path:
+        """Where the demo's bundles are exported to."""
+        return self.home / "models" / "run-all"
+
     def bundle(self, name: str) -> Path:
         """The folder of a bundle that a step reads."""
         if name != FULL_SIZE_BUNDLE:
-            return self.home / "models" / "run-all" / name
+            return self.exported / name
         found = [folder for key, _, folder in (text.partition("=") for text in self.given)
                  if key == "bundle"]  # fmt: skip
         made = Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}).target("bundle")
@@ -182,7 +187,10 @@ def run_steps(steps: Sequence[Step], places: Places, run: Start = start) -> dict
     faults = {}
     for step in steps:
         console.print(f"{step.result}: {step.line}", markup=False)
-        for command in (*places.exports(step), places.command(step)):
+        exports = places.exports(step)
+        if exports:
+            places.exported.mkdir(parents=True, exist_ok=True)
+        for command in (*exports, places.command(step)):
             if code := run(command):
                 faults[step.result] = code
                 break

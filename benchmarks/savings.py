@@ -38,6 +38,7 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "guidance up to noise 5": {"guidance_interval": (0.0, 5.0)},
     "guidance above noise 0.3": {"guidance_interval": (0.3, float("inf"))},
     "guidance above noise 1": {"guidance_interval": (1.0, float("inf"))},
+    "guidance every 2 steps": {"guidance_every": 2},
     "deepcache 2": {"deepcache_interval": 2},
     "deepcache 3": {"deepcache_interval": 3},
     "deepcache 3 after 4 steps": {"deepcache_interval": 3, "deepcache_start": 4},

@@ -95,7 +95,8 @@ def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
     there = Places(tmp_path, tmp_path / "home").bundle("demo_fp32")
     there.mkdir(parents=True)
     (there / "manifest.json").touch()
-    run_steps([step], Places(tmp_path, tmp_path / "home"), runs)
+    lacking = Places(tmp_path, tmp_path / "home")
+    run_steps([step], lacking, runs)
     export, measure = runs.commands
     assert export[3:4] == ["export"]
     assert export[6].endswith("demo_int8")
@@ -106,9 +107,9 @@ def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
 
 def test_an_export_that_fails_is_its_steps_failure(tmp_path: Path) -> None:
     runs = Runs(3, 0)
-    assert run_steps([Step("i.json", "int8.py {demo_fp32}"), A], places(tmp_path), runs) == {
-        "i.json": 3
-    }
+    here = Places(tmp_path, tmp_path / "home")
+    assert run_steps([Step("i.json", "int8.py {demo_fp32}"), A], here, runs) == {"i.json": 3}
+    assert here.exported.is_dir()  # the exporter wants the folder above its own
     assert runs.commands[1][1].endswith("a.py")
 
 
