@@ -190,8 +190,8 @@ def memory_table(report: Report) -> str:
     return (
         f"{report['bundle']}, weights {first['weights_mib']:,.0f} MiB in fp32; ONNX Runtime "
         f"{facts['libraries']['onnxruntime']}, {facts['cores']} cores of {facts['cpu']}, shared "
-        "with other work. Time of a step is processor time over that of `all`; loading is by the clock, "
-        "all graphs together; the picture is compared with that of `all`.\n\n"
+        "with other work. Time of a step is processor time over that of `all`; loading is by the "
+        "clock, all graphs together; the picture is compared with that of `all`.\n\n"
         + markdown(columns, rows)
     )
 
