@@ -17,6 +17,9 @@ from edgediffusion.manifest import GraphSpec, TensorSpec
 
 Array = NDArray[np.generic]
 
+REPEATABLE: Final = ""
+"""The name of a build on devices of which every build computes the same."""
+
 Arithmetic = Literal["fp32", "fp16", "bf16", "tf32", "int8"]
 """With which numbers a graph is computed; the manifest has a gate for each class."""
 
@@ -48,7 +51,10 @@ class EngineOptions:
 
 
 class Backend(Protocol):
-    """A graph that some library loaded. Inputs are checked before they come here."""
+    """A graph that some library loaded. Inputs are checked before they come here.
+
+    One that chooses its kernels by timing them has, beside this, ``build``: see ``Engine``.
+    """
 
     arithmetic: Arithmetic
 
@@ -64,6 +70,8 @@ class Engine:
 
     Use it as a context manager. Inputs must have exactly the names, dtypes and shapes of
     ``spec``; outputs are new arrays. ``device`` runs all of the graph, in ``arithmetic``.
+    ``build`` names the build that runs: REPEATABLE where all builds compute the same, None for one
+    that is not kept.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class Engine:
         self.spec = spec
         self.device = device
         self.arithmetic = arithmetic
+        self.build: str | None = getattr(backend, "build", REPEATABLE)
         self._backend: Backend | None = backend
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:

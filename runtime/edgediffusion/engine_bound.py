@@ -31,6 +31,9 @@ class BoundBackend:
     explain : turns what ONNX Runtime raises into the error that the caller gets.
     """
 
+    build: None = None
+    """cuDNN times its kernels at each opening, and none of that is kept."""
+
     def __init__(
         self,
         session: ort.InferenceSession,

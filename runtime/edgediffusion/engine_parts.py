@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediffusion.engine import Arithmetic, Backend
+from edgediffusion.engine import REPEATABLE, Arithmetic, Backend
 from edgediffusion.manifest import GraphSpec
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -30,6 +30,8 @@ class PartsBackend:
         self._open = open_part
         with closing(open_part(self._parts[0])) as first:  # what does not load is said now
             self.arithmetic = first.arithmetic
+            repeatable = getattr(first, "build", REPEATABLE) == REPEATABLE
+        self.build = REPEATABLE if repeatable else None  # parts are opened anew for every run
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Compute all outputs; what no later part needs is dropped on the way."""

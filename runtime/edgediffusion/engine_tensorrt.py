@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from edgediffusion.builds import keep_build, read_build
 from edgediffusion.cuda_runtime import open_cuda
 from edgediffusion.engine import EngineOptions
 from edgediffusion.engine_cache import engine_cache, load_or_build
-from edgediffusion.errors import DeviceError, EngineError
+from edgediffusion.errors import DeviceError
 from edgediffusion.fingerprint import engine_facts
 from edgediffusion.graph_bytes import read_graph_bytes
 from edgediffusion.manifest import STAYS_FP32, GraphSpec
@@ -100,17 +101,13 @@ class Builder:
 
     def build(self, folder: Path | None = None) -> TensorRtBackend:
         """Build the engine and leave its plan in ``folder`` for ``load``."""
-        if folder is not None:
-            try:
-                (folder / _FILE).write_bytes(self._plan.data)
-            except OSError as error:
-                raise EngineError(f"{folder} cannot be written: {error}") from error
-        return self._open(self._plan.data)
+        build = None if folder is None else keep_build(folder, _FILE, self._plan.data)
+        return self._open(self._plan.data, build)
 
     def load(self, folder: Path) -> TensorRtBackend:
         """Load what ``build`` left in ``folder``."""
         with mapped(folder / _FILE) as data:
-            return self._open(data)
+            return self._open(data, read_build(folder))
 
     @cached_property
     def _plan(self) -> Plan:
@@ -121,14 +118,16 @@ class Builder:
         self.timing.keep(plan.timing_cache)
         return plan
 
-    def _open(self, data: Any) -> TensorRtBackend:
+    def _open(self, data: Any, build: str | None) -> TensorRtBackend:
         needed = memoryview(data).nbytes
         context: MakeContext = plain_context
         if self.refit:
             needed += read_graph_bytes(self.path).weights
             context = Refit(self.machine.trt, self.path).context
         self.machine.cuda.require_memory(needed, f"loading {self.spec.file}")
-        return open_plan(self.machine, data, self.spec, context)
+        backend = open_plan(self.machine, data, self.spec, context)
+        backend.build = build
+        return backend
 
 
 def require_fp16(spec: GraphSpec) -> None:

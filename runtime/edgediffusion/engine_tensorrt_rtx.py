@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edgediffusion.builds import keep_build, read_build
 from edgediffusion.byte_sizes import say_bytes
 from edgediffusion.cuda_runtime import open_cuda
 from edgediffusion.engine import EngineOptions
@@ -110,16 +111,20 @@ class Finisher:
         backend = self._open(kernels)
         try:
             if folder is not None:
-                (folder / _FILE).write_bytes(kernels.content())
-        except OSError as error:
+                backend.build = keep_build(folder, _FILE, kernels.content())
+        except BaseException:
             backend.close()
-            raise EngineError(f"{folder} cannot be written: {error}") from error
+            raise
         return backend
 
     def load(self, folder: Path) -> TensorRtBackend:
         """Open the plan with the kernels that ``build`` left; EngineError if they don't fit."""
         with mapped(folder / _FILE) as data:
-            return self._open(_Kernels(bytes(data)))
+            kernels = _Kernels(bytes(data))
+        build = read_build(folder)
+        backend = self._open(kernels)
+        backend.build = build
+        return backend
 
     def _open(self, kernels: _Kernels) -> TensorRtBackend:
         needed = self.plan.stat().st_size

@@ -44,6 +44,8 @@ def plain_context(engine: Any) -> Any:
 class TensorRtBackend:
     """An engine with its buffers on the GPU. ``data`` is a plan; it is not needed afterwards.
 
+    build : the name of what the engine cache keeps of it; None where it keeps nothing.
+
     Raises EngineError where the plan does not load or is not what ``spec`` says, DeviceError for
     too little memory.
     """
@@ -56,6 +58,7 @@ class TensorRtBackend:
         context: MakeContext = plain_context,
     ) -> None:
         self.arithmetic: Arithmetic = spec.precision
+        self.build: str | None = None
         self._cuda, self._spec = machine.cuda, spec
         self._log = message_log(machine.trt)
         self._graph: Any | None = None

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from edgediffusion import auto
+from edgediffusion.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,20 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint=str(checkpoint), output=folder / "tiny", precision="fp16", guidance=3.0
     )
     return export_checkpoint(options)
+
+
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The graphs that were proven, in order."""
+    proven: list[str] = []
+    check = auto.check_graph
+
+    def counting(engine: Engine, *rest: Any, **more: Any) -> float:
+        proven.append(engine.spec.file)
+        return check(engine, *rest, **more)
+
+    monkeypatch.setattr(auto, "check_graph", counting)
+    return proven
 
 
 @pytest.fixture

@@ -209,18 +209,8 @@ def test_a_named_device_that_is_not_there_is_an_error_at_once(
 
 
 @pytest.fixture
-def proofs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The graphs that were proven, in order."""
-    proven: list[str] = []
-    check = auto.check_graph
-
-    def counting(engine: Engine, *rest: Any, **more: Any) -> float:
-        proven.append(engine.spec.file)
-        return check(engine, *rest, **more)
-
-    monkeypatch.setattr(auto, "check_graph", counting)
+def only_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "candidates", lambda: (Candidate("cpu", "it is there"),))
-    return proven
 
 
 def embed_once(demo: Path, threads: int = 0) -> None:
@@ -228,6 +218,7 @@ def embed_once(demo: Path, threads: int = 0) -> None:
         pipe.embed(["a"])
 
 
+@pytest.mark.usefixtures("only_the_cpu")
 def test_a_proof_is_remembered_until_something_changes(
     demo: Path, proofs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +235,26 @@ def test_a_proof_is_remembered_until_something_changes(
     assert len(proofs) == 4
 
 
+@pytest.mark.parametrize("build", ["", "one", None])
+def test_a_build_that_is_not_kept_is_proven_at_each_start(
+    demo: Path,
+    second_device: Callable[[Opener], None],
+    proofs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    build: str | None,
+) -> None:
+    """As with ``cuda``, whose kernels are timed and chosen anew whenever a graph is opened."""
+    monkeypatch.setattr(Scaled, "build", build, raising=False)
+    second_device(scaled(1))
+    for _ in range(2):
+        embed_once(demo)
+    assert len(proofs) == (2 if build is None else 1)
+    monkeypatch.setattr(Scaled, "build", "another", raising=False)
+    embed_once(demo)
+    assert len(proofs) == (3 if build is None else 2)
+
+
+@pytest.mark.usefixtures("only_the_cpu")
 @pytest.mark.parametrize("content", [b"junk", b"[1]", b'{"x": 1}'])
 def test_a_damaged_memory_is_no_proof(demo: Path, proofs: list[str], content: bytes) -> None:
     embed_once(demo)
@@ -252,6 +263,7 @@ def test_a_damaged_memory_is_no_proof(demo: Path, proofs: list[str], content: by
     assert len(proofs) == 2
 
 
+@pytest.mark.usefixtures("only_the_cpu")
 @pytest.mark.parametrize("value", ["nan", "1e9", "none"])
 def test_a_memory_of_a_miss_is_no_verdict(demo: Path, proofs: list[str], value: str) -> None:
     embed_once(demo)
@@ -263,6 +275,7 @@ def test_a_memory_of_a_miss_is_no_verdict(demo: Path, proofs: list[str], value: 
     assert len(proofs) == 2
 
 
+@pytest.mark.usefixtures("only_the_cpu")
 def test_without_a_cache_every_start_is_proven(
     demo: Path, proofs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

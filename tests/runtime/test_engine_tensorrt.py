@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import edgediffusion as ed
+from edgediffusion import engine_cache as engine_cache_module
 from edgediffusion import engine_tensorrt, tensorrt_library
+from edgediffusion.builds import read_build
 from edgediffusion.engine import EngineOptions, open_engine
-from edgediffusion.engine_cache import engine_cache
+from edgediffusion.engine_cache import LIMIT_VARIABLE, EngineCache, engine_cache
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.graph_bytes import read_graph_bytes
+from edgediffusion.hashing import SELF_TESTS, recall
 from edgediffusion.manifest import STAYS_FP32
 from edgediffusion.one_builder import one_builder
 from edgediffusion.switches import CUDA_GRAPH, TENSORRT_REFIT
@@ -473,6 +476,97 @@ def test_what_was_built_is_proven_though_it_was_asked_for_by_name(
         pipe.generate(request)
     command = f"polygraphy run {half_bundle / 'text_encoder' / 'b1.onnx'} --onnxrt --trt "
     assert f"This names the layer (docs/tensorrt.md has more): {command}" in str(error.value)
+
+
+def make_picture(bundle: Path, device: str = TENSORRT) -> None:
+    with ed.Pipeline.open(bundle, device=device) as pipe:
+        pipe.generate(ed.Request(prompt="red", steps=1, seed=1))
+
+
+def break_plan() -> None:
+    plan = next(engine_cache().folder.glob("*/engine.plan"))
+    plan.write_bytes(plan.read_bytes()[:-1])
+
+
+def test_a_build_is_proven_once(half_bundle: Path, fake: FakeTensorRt, proofs: list[str]) -> None:
+    for _ in range(3):
+        make_picture(half_bundle)
+    assert len(fake.builds) == len(proofs) == 3
+
+
+@pytest.mark.parametrize(("change", "anew"), [("damage", 1), ("refusal", 1), ("refit", 3)])
+def test_what_was_built_anew_is_proven_anew(
+    half_bundle: Path,
+    fake: FakeTensorRt,
+    proofs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    anew: int,
+) -> None:
+    """TensorRT times kernels to choose them: two builds of one graph may compute otherwise."""
+    make_picture(half_bundle)
+    if change == "damage":
+        break_plan()
+    elif change == "refusal":
+        fake.refusals = 1
+    else:
+        monkeypatch.setenv(TENSORRT_REFIT, "1")
+    make_picture(half_bundle)
+    assert len(fake.builds) == len(proofs) == 3 + anew
+    make_picture(half_bundle)
+    assert len(fake.builds) == len(proofs) == 3 + anew
+
+
+def test_a_rebuild_that_computes_something_else_is_found(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_picture(half_bundle)
+    break_plan()
+    for component in ("text_encoder", "unet", "vae_decoder"):
+        scaled(monkeypatch, component)
+    with pytest.raises(ed.EngineError, match="misses its golden vectors"):
+        make_picture(half_bundle)
+
+
+def test_without_a_cache_every_build_is_proven_and_none_remembered(
+    half_bundle: Path, fake: FakeTensorRt, proofs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, "0")
+    for _ in range(2):
+        make_picture(half_bundle)
+    assert len(fake.builds) == len(proofs) == 6
+    assert recall(SELF_TESTS) == {}
+
+
+def test_a_proof_holds_in_a_cache_that_cannot_be_written(
+    half_bundle: Path, fake: FakeTensorRt, proofs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_picture(half_bundle)
+
+    def refuse(self: EngineCache) -> Any:
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr(EngineCache, "_locked", refuse)
+    make_picture(half_bundle)
+    assert len(fake.builds) == len(proofs) == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "unreadable"])
+def test_a_build_without_its_name_is_built_again(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """As an edgediffusion before builds had names left them."""
+    opened(half_bundle, TENSORRT).close()
+    name = the_plan().with_name("build")
+    if damage == "missing":
+        name.unlink()
+    else:
+        name.write_bytes(b"\xff")
+    monkeypatch.setattr(engine_cache_module, "_is_intact", lambda folder: True)
+    with pytest.raises(ed.EngineError, match=r"the build in .* has no name: "):
+        read_build(name.parent)
+    opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 2
 
 
 def test_auto_takes_it_for_an_fp16_bundle_and_proves_it(

@@ -117,6 +117,22 @@ def test_kernels_that_cannot_be_written_are_compiled_at_each_start(
     assert not fake.gpu.held
 
 
+def test_kernels_that_were_compiled_anew_are_proven_anew(
+    planned: Path, fake: FakeTensorRt, proofs: list[str]
+) -> None:
+    def embed() -> None:
+        with ed.Pipeline.open(planned, device=RTX) as pipe:
+            pipe.embed(["a"])
+
+    embed()
+    embed()
+    assert (fake.compiled, len(proofs)) == (1, 1)
+    next(engine_cache().folder.glob("*/kernels.cache")).write_bytes(b"damaged")
+    embed()
+    embed()
+    assert (fake.compiled, len(proofs)) == (2, 2)
+
+
 def test_a_pipeline_makes_a_picture(planned: Path, fake: FakeTensorRt) -> None:
     request = ed.Request(prompt="red", steps=2, seed=1)
     with ed.Pipeline.open(planned) as pipe:
