@@ -43,8 +43,10 @@ def free_memory() -> int:
     _call(library, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     try:
         _call(library, "cuCtxPushCurrent_v2", context)
-        _call(library, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-        _call(library, "cuCtxPopCurrent_v2", ctypes.byref(context))
+        try:
+            _call(library, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        finally:
+            _call(library, "cuCtxPopCurrent_v2", ctypes.byref(context))
     finally:
         _call(library, "cuDevicePrimaryCtxRelease_v2", device)
     return free.value

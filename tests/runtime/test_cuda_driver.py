@@ -41,7 +41,7 @@ def test_a_context_is_given_back_after_a_failure(install: Any) -> None:
     driver = install(FakeDriver(codes={"cuMemGetInfo_v2": 2}))
     with pytest.raises(ed.DeviceError, match="fails at cuMemGetInfo_v2 with error 2"):
         free_memory()
-    assert driver.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    assert driver.calls[-2:] == ["cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2"]
 
 
 def test_no_driver_is_an_error_that_names_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
