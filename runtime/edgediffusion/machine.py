@@ -16,6 +16,7 @@ _TELLING_FLAGS: Final = (
 )  # fmt: skip
 _LIBRARIES: Final = (
     "edgediffusion", "numpy", "onnxruntime", "onnxruntime-ep-openvino", "tokenizers",
+    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings",
 )  # fmt: skip
 
 
