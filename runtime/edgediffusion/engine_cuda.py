@@ -32,7 +32,11 @@ _PLACE: Final = "cuda"
 _AMPERE: Final = (8, 0)
 """The first compute capability with TF32."""
 _SILENT: Final = 4  # errors come as exceptions; ONNX Runtime would print them as well
-_NO_MEMORY: Final = re.compile(r"out of memory|failed to allocate|alloc_failed", re.IGNORECASE)
+_NO_MEMORY: Final = re.compile(
+    r"out of memory|failed to allocate|alloc_failed|allocation_failed|available memory of",
+    re.IGNORECASE,
+)
+"""CUDA's, ONNX Runtime's and cuDNN's words, and those of ONNX Runtime's own limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,6 @@ class CudaOptions:
         The arena grows by what is asked for and not by doubling: static graphs ask once.
         """
         return {
-            "device_id": "0",
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "EXHAUSTIVE" if self.search else "HEURISTIC",
             "cudnn_conv_use_max_workspace": "1",
@@ -92,9 +95,28 @@ def open_cuda(
     if "cuda" in spec.devices:
         path = path.with_name(Path(spec.devices["cuda"].file).name)
     check_locations(path)
+    arithmetic = arithmetic_of(spec, cuda, gpu.capability)
+    try:
+        return _opened(spec, path, options, cuda, arithmetic)
+    except OutOfMemory as error:
+        said = error.said
+    # Behind the block, where the exception and with it the session is gone: its share is free.
+    raise EngineError(_say_memory(path, said, f"{_free()} without it"))
+
+
+class OutOfMemory(EngineError):
+    """The GPU's memory ran out; ``said`` is ONNX Runtime's own line on it."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
+
+
+def _opened(
+    spec: GraphSpec, path: Path, options: EngineOptions, cuda: CudaOptions, arithmetic: Arithmetic
+) -> BoundBackend:
     session = _open_whole(path, options, cuda)
     check_signature(session, spec, path)
-    arithmetic = arithmetic_of(spec, cuda, gpu.capability)
     backend = BoundBackend(session, spec, arithmetic, _PLACE, partial(explain, path))
     try:
         backend.warm_up(capture=cuda.capture)
@@ -124,24 +146,28 @@ def arithmetic_of(spec: GraphSpec, cuda: CudaOptions, capability: tuple[int, int
 
 def explain(path: Path, error: Exception) -> EngineError:
     """Turn what ONNX Runtime raises into our error; too little memory comes with the figures."""
+    said = first_line(error)
     if _NO_MEMORY.search(str(error)):
-        return EngineError(_say_memory(path, error))
-    return EngineError(f"{path} failed on the GPU: {first_line(error)}")
+        return OutOfMemory(_say_memory(path, said, f"{_free()} beside what it holds"), said)
+    return EngineError(f"{path} failed on the GPU: {said}")
 
 
-def _say_memory(path: Path, error: Exception) -> str:
+def _say_memory(path: Path, said: str, free: str) -> str:
     weights = sum((path.parent / name).stat().st_size for name in external_locations(path))
+    return (
+        f"{path} does not fit into the GPU's memory: its weights alone take up to "
+        f"{say_bytes(weights)}, how much its activations take on top is not known, {free}. ONNX "
+        f"Runtime says: {said}. Close other programs on the GPU, ask for a smaller size or batch, "
+        "export with --precision fp16, or use device 'cpu'"
+    )
+
+
+def _free() -> str:
     try:
         gpu = require_cuda()
-        room = f"{say_bytes(free_memory())} of {say_bytes(gpu.memory)} are free on the {gpu.name}"
+        return f"{say_bytes(free_memory())} of {say_bytes(gpu.memory)} are free on the {gpu.name}"
     except DeviceError as trouble:
-        room = f"how much is free is not known ({trouble})"
-    return (
-        f"{path} does not fit into the GPU's memory: its weights take up to {say_bytes(weights)}, "
-        f"its activations come on top, {room}. ONNX Runtime says: {first_line(error)}. Close other "
-        "programs on the GPU, ask for a smaller size or batch, export with --precision fp16, or "
-        "use device 'cpu'"
-    )
+        return f"how much is free is not known ({trouble})"
 
 
 def _open_whole(path: Path, options: EngineOptions, cuda: CudaOptions) -> ort.InferenceSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,6 @@ def test_the_arithmetic_is_named(
 
 def test_options_are_the_providers_own_words() -> None:
     assert CudaOptions().provider_options() == {
-        "device_id": "0",
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
@@ -287,7 +287,15 @@ def test_too_little_memory_comes_with_the_figures(
     when: str,
 ) -> None:
     words = "Failed to allocate memory for requested buffer of size 1638400"
-    monkeypatch.setattr(engine_cuda, "free_memory", lambda: 100 * 2**20)
+    sessions = weakref.WeakSet[CapturingSession]()
+    opening = engine_cuda._open
+
+    def noting(*arguments: Any) -> Any:
+        sessions.add(session := opening(*arguments))
+        return session
+
+    monkeypatch.setattr(engine_cuda, "_open", noting)
+    monkeypatch.setattr(engine_cuda, "free_memory", lambda: (100 - len(sessions)) * 2**20)
     if when == "loading":
         monkeypatch.setattr(engine_cuda, "_open", failing(words))
     elif when == "running":
@@ -296,11 +304,49 @@ def test_too_little_memory_comes_with_the_figures(
         make = "ortvalue_from_shape_and_type"
         monkeypatch.setattr(onnxruntime.OrtValue, make, failing(words))
     said = (
-        r"does not fit into the GPU's memory: its weights take up to \d+\.\d MiB, its activations "
-        r"come on top, 100\.0 MiB of 24\.0 GiB are free on the NVIDIA Pretend 4090"
+        r"does not fit into the GPU's memory: its weights alone take up to \d+\.\d MiB, how much "
+        r"its activations take on top is not known, 100\.0 MiB of 24\.0 GiB are free on the NVIDIA "
+        r"Pretend 4090 without it\. ONNX Runtime says: "
     )
     with pytest.raises(ed.EngineError, match=said):
         open_it(unet)
+
+
+def test_memory_that_runs_out_later_is_told_beside_what_the_graph_holds(
+    unet: tuple[GraphSpec, Path, dict[str, Any]],
+    pretend: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_cuda, "free_memory", lambda: 100 * 2**20)
+    with open_it(unet) as engine:
+        words = failing("Available memory of 7 is smaller than requested bytes of 9")
+        monkeypatch.setattr(CapturingSession, "run_with_iobinding", words)
+        with pytest.raises(
+            ed.EngineError, match=r"4090 beside what it holds\. ONNX Runtime says: A"
+        ):
+            engine(**unet[2])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDA failure 2: out of memory",
+        "Available memory of 7 is smaller than requested bytes of 9",
+        "Failed to allocate memory for requested buffer of size 9",
+    ],
+)
+def test_every_way_to_run_out_of_memory_is_known(
+    unet: tuple[GraphSpec, Path, dict[str, Any]],
+    pretend: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+) -> None:
+    monkeypatch.setattr(engine_cuda, "free_memory", lambda: 0)
+    error = engine_cuda.explain(unet[1], RuntimeError(words))
+    assert isinstance(error, engine_cuda.OutOfMemory)
 
 
 def test_too_little_memory_where_the_driver_is_gone(
