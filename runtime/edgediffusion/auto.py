@@ -34,11 +34,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Use:
-    """A graph in use: on which device, in which arithmetic, and its error where it was proven."""
+    """A graph in use: on which device, in which arithmetic, and its error where it was proven.
+
+    note : what the engine notes of itself.
+    """
 
     device: str
     arithmetic: str
     error: float | None = None
+    note: str | None = None
 
 
 def candidates() -> tuple[Candidate, ...]:
@@ -125,7 +129,8 @@ class Chooser:
         if errors := [use.error for use in self._uses.values() if use.error is not None]:
             graphs = "1 graph" if len(errors) == 1 else f"{len(errors)} graphs"
             reasons.append(f"{graphs} proven, worst L2 {max(errors):.1e}")
-        return "; ".join([*reasons, *self._passed_over.values()])
+        notes = [f"{file} {use.note}" for file, use in self._uses.items() if use.note]
+        return "; ".join([*reasons, *self._passed_over.values(), *notes])
 
     def open(self, spec: GraphSpec, lean: bool = False) -> Engine:
         """Open a graph. Raises DeviceError or EngineError where no candidate can run it.
@@ -154,7 +159,7 @@ class Chooser:
         except BaseException:
             engine.close()
             raise
-        self._uses[spec.file] = Use(device, engine.arithmetic, error)
+        self._uses[spec.file] = Use(device, engine.arithmetic, error, engine.note)
         return engine
 
     def _prove(self, engine: Engine, options: EngineOptions) -> float:

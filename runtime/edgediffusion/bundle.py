@@ -189,7 +189,7 @@ def _check_golden(
     except EdgeDiffusionError as problem:
         return Check(subject, False, str(problem))
     gate = bundle.gate(graph, engine.arithmetic)
-    how = f"{engine.device} in {engine.arithmetic}"
+    how = f"{engine.device} in {engine.arithmetic}" + (f", {engine.note}" if engine.note else "")
     return Check(subject, error <= gate, f"L2 {error:.1e}, gate {gate:.0e}, {how}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, Final
 
@@ -42,13 +43,18 @@ class Cuda:
 
     def require_memory(self, needed: int, what: str) -> None:
         """Raise DeviceError unless ``needed`` bytes are free; ``what`` needs them."""
-        free, total = self._call("cudaMemGetInfo")
+        free, _ = self._call("cudaMemGetInfo")
         if needed > free:
-            raise DeviceError(
-                f"{what} needs {say_bytes(needed)} of GPU memory, {self.gpu.name} has "
-                f"{say_bytes(free)} free of {say_bytes(total)}: close what else uses it, export a "
-                "smaller --size, or use device 'cpu'"
-            )
+            raise self.too_little_memory(f"{what} needs {say_bytes(needed)}")
+
+    def too_little_memory(self, needs: str) -> DeviceError:
+        """Make the error with the figures: ``needs`` says what needs how much."""
+        free, total = self._call("cudaMemGetInfo")
+        return DeviceError(
+            f"{needs} of GPU memory, {self.gpu.name} has {say_bytes(free)} free of "
+            f"{say_bytes(total)}: close what else uses it, export a smaller --size, or use device "
+            "'cpu'"
+        )
 
     def allocate(self, size: int) -> int:
         """Return the address of ``size`` bytes on the GPU, all zero."""
@@ -87,17 +93,17 @@ class Cuda:
         """Return what ``work`` puts on the stream as a graph to launch; None where it cannot be."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
-        try:
-            is_whole = work()
-        finally:
-            ended, graph = self._api.cudaStreamEndCapture(stream)
-        if int(ended) or not is_whole:
-            self._api.cudaGetLastError()  # it would come up at the next call
-            return None
-        try:
+        with ExitStack() as captured:
+            try:
+                is_whole = work()
+            finally:
+                ended, graph = self._api.cudaStreamEndCapture(stream)
+                if not int(ended):
+                    captured.callback(self._call, "cudaGraphDestroy", graph)
+            if int(ended) or not is_whole:
+                self._api.cudaGetLastError()  # it would come up at the next call
+                return None
             return self._call("cudaGraphInstantiate", graph, 0)
-        finally:
-            self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: Any) -> None:
         """Put a captured graph on the stream."""

@@ -53,7 +53,8 @@ class EngineOptions:
 class Backend(Protocol):
     """A graph that some library loaded. Inputs are checked before they come here.
 
-    One that chooses its kernels by timing them has, beside this, ``build``: see ``Engine``.
+    Beside this it may have ``build``, if it chooses its kernels by timing them, and ``note``: see
+    ``Engine``.
     """
 
     arithmetic: Arithmetic
@@ -71,7 +72,7 @@ class Engine:
     Use it as a context manager. Inputs must have exactly the names, dtypes and shapes of
     ``spec``; outputs are new arrays. ``device`` runs all of the graph, in ``arithmetic``.
     ``build`` names the build that runs: REPEATABLE where all builds compute the same, None for one
-    that is not kept.
+    that is not kept. ``note`` says what is slower than it should be, None where nothing is.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Engine:
         self.device = device
         self.arithmetic = arithmetic
         self.build: str | None = getattr(backend, "build", REPEATABLE)
+        self.note: str | None = getattr(backend, "note", None)
         self._backend: Backend | None = backend
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:

@@ -250,12 +250,8 @@ def load_or_build(
     ``build`` gets the folder to leave files in for ``load``, or None. Where it fails with a folder
     and not without (a full disk), the engine is used without a cache. Raises what ``build`` raises.
     """
-    if lease := cache.find(facts):
-        try:
-            return load(lease.folder), lease.release
-        except EngineError:  # intact, and still the library will not have it
-            lease.release()
-            cache.discard(facts)
+    if kept := load_kept(cache, facts, load):
+        return kept
     try:
         with cache.building(facts, label) as folder:
             return build(folder), nothing
@@ -266,6 +262,24 @@ def load_or_build(
     built = build(None)
     _warn_unusable(cache.folder, failure)
     return built, nothing
+
+
+def load_kept(
+    cache: EngineCache, facts: Mapping[str, str], load: Callable[[Path], Loaded]
+) -> tuple[Loaded, Callable[[], None]] | None:
+    """Load a compiled engine from the cache; None where there is none that ``load`` takes."""
+    lease = cache.find(facts)
+    if lease is None:
+        return None
+    try:
+        return load(lease.folder), lease.release
+    except EngineError:  # intact, and still the library will not have it
+        lease.release()
+        cache.discard(facts)
+        return None
+    except BaseException:
+        lease.release()
+        raise
 
 
 def _read_entry(folder: Path) -> EntryFile | None:

@@ -11,14 +11,16 @@ from typing import Any, Final, Protocol
 from edgediffusion.builds import keep_build, read_build
 from edgediffusion.cuda_runtime import open_cuda
 from edgediffusion.engine import EngineOptions
-from edgediffusion.engine_cache import engine_cache, load_or_build
-from edgediffusion.errors import DeviceError
+from edgediffusion.engine_cache import engine_cache, load_kept, load_or_build
+from edgediffusion.errors import DeviceError, EngineError
 from edgediffusion.fingerprint import engine_facts
 from edgediffusion.graph_bytes import read_graph_bytes
 from edgediffusion.manifest import STAYS_FP32, GraphSpec
+from edgediffusion.nvidia_driver import driver_version
 from edgediffusion.one_builder import one_builder
 from edgediffusion.switches import TENSORRT_REFIT, is_on
 from edgediffusion.tensorrt_build import Plan, build_plan
+from edgediffusion.tensorrt_faults import explain_build
 from edgediffusion.tensorrt_library import TENSORRT
 from edgediffusion.tensorrt_refit import Refit
 from edgediffusion.tensorrt_run import (
@@ -75,8 +77,11 @@ class Cacheable(Protocol):
 def open_cached(builder: Cacheable, facts: Mapping[str, str]) -> TensorRtBackend:
     """Open a graph from the engine cache, or build it there; one process at a time builds."""
     cache, label = engine_cache(), f"{builder.path.parents[1].name}/{builder.spec.file}"
-    with one_builder(cache, facts):
-        backend, release = load_or_build(cache, facts, label, builder.load, builder.build)
+    opened = load_kept(cache, facts, builder.load)
+    if opened is None:
+        with one_builder(cache):
+            opened = load_or_build(cache, facts, label, builder.load, builder.build)
+    backend, release = opened
     backend.when_closed(release)
     return backend
 
@@ -112,9 +117,11 @@ class Builder:
     @cached_property
     def _plan(self) -> Plan:
         """Built once, though the cache may fail and ask again."""
-        plan = build_plan(
-            self.machine.trt, self.path, timing_cache=self.timing.read(), stripped=self.refit
-        )
+        known = self.timing.read()
+        try:
+            plan = build_plan(self.machine.trt, self.path, timing_cache=known, stripped=self.refit)
+        except EngineError as error:
+            raise explain_build(self.machine, self.path, error) from error
         self.timing.keep(plan.timing_cache)
         return plan
 
@@ -149,6 +156,6 @@ def libraries_on(machine: Machine) -> dict[str, str]:
     gpu = machine.cuda.gpu
     return {
         machine.trt.__name__: machine.trt.__version__,
-        "cuda-driver": gpu.driver,
+        "cuda-driver": ", ".join(filter(None, (gpu.driver, driver_version()))),
         "gpu": f"{gpu.name}, compute capability {gpu.compute_capability}",
     }

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from filelock import FileLock
 
 from edgediffusion.engine_cache import EngineCache
-from edgediffusion.fingerprint import fingerprint
 
 _LOCK: Final = ".building"
 
 
 @contextmanager
-def one_builder(cache: EngineCache, facts: Mapping[str, str]) -> Iterator[None]:
-    """Wait for the turn to build, unless the engine for ``facts`` is there already.
+def one_builder(cache: EngineCache) -> Iterator[None]:
+    """Wait for the turn to build.
 
     A build takes minutes and measures kernels, which another build beside it would disturb. Who
-    had to wait for the same engine then finds it. The operating system's lock goes with its
-    process, however that ends. Without a cache folder everybody builds.
+    had to wait should look whether the engine is there now. The operating system's lock goes with
+    its process, however that ends. Without a cache folder everybody builds.
     """
     with ExitStack() as held:
-        if cache.limit and not (cache.folder / fingerprint(facts)).is_dir():
+        if cache.limit:
             try:
                 cache.folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(FileLock(cache.folder / _LOCK, thread_local=False))

@@ -68,7 +68,7 @@ def build_plan(
     """
     check_locations(graph)
     log = message_log(trt)
-    builder = trt.Builder(log)
+    builder = _start(trt, log)
     network, parser = parse(trt, builder, graph, log)
     config = builder.create_builder_config()
     _set_capabilities(trt, config, capabilities)
@@ -86,6 +86,16 @@ def build_plan(
     return Plan(
         memoryview(plan).cast("B"), bytes(measured.serialize()) if measured is not None else b""
     )
+
+
+def _start(trt: ModuleType, log: Any) -> Any:
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # pybind11's way to say that the library gave no builder
+        raise EngineError(
+            f"{trt.__name__} {trt.__version__} does not start: {log.why()}. Does nvidia-smi work, "
+            "and is the driver as new as the library needs it?"
+        ) from error
 
 
 def parse(trt: ModuleType, builder: Any, graph: Path, log: Any) -> tuple[Any, Any]:

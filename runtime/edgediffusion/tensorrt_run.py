@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from edgediffusion.errors import EngineError
 from edgediffusion.manifest import GraphSpec, TensorSpec
 from edgediffusion.switches import CUDA_GRAPH, is_on
 from edgediffusion.tensorrt_library import message_log
+
+NOT_CAPTURED: Final = "could not be captured as a CUDA graph, its kernels are launched one by one"
 
 MakeContext = Callable[[Any], Any]
 """From an engine to its execution context."""
@@ -45,6 +47,7 @@ class TensorRtBackend:
     """An engine with its buffers on the GPU. ``data`` is a plan; it is not needed afterwards.
 
     build : the name of what the engine cache keeps of it; None where it keeps nothing.
+    note : what is not as it should be, and still gives right results.
 
     Raises EngineError where the plan does not load or is not what ``spec`` says, DeviceError for
     too little memory.
@@ -59,6 +62,7 @@ class TensorRtBackend:
     ) -> None:
         self.arithmetic: Arithmetic = spec.precision
         self.build: str | None = None
+        self.note: str | None = None
         self._cuda, self._spec = machine.cuda, spec
         self._log = message_log(machine.trt)
         self._graph: Any | None = None
@@ -73,14 +77,17 @@ class TensorRtBackend:
     def warm_up(self) -> None:
         """Run once on zeros, which compiles what is compiled late, then capture the graph.
 
-        Where it cannot be captured, or shall not, calls go on to put the kernels on the stream
-        one by one.
+        Where it cannot be captured, which ``note`` then says, or shall not, calls go on to put the
+        kernels on the stream one by one.
         """
         self._enqueue_or_raise()
         self._cuda.synchronize(self._stream)
-        if is_on(CUDA_GRAPH, default=True):
-            self._graph = self._cuda.capture(self._stream, self._enqueue)
-        if self._graph is not None:
+        if not is_on(CUDA_GRAPH, default=True):
+            return
+        self._graph = self._cuda.capture(self._stream, self._enqueue)
+        if self._graph is None:
+            self.note = NOT_CAPTURED
+        else:
             self._used.callback(self._cuda.destroy_graph, self._graph)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:

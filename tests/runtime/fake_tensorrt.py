@@ -57,6 +57,7 @@ class FakeTensorRt:
         self.diagnostics = Diagnostics(0)
         self.while_building: Callable[[], None] = lambda: None
         self.is_capturable = True
+        self.build_error = ""
         self.fails_to_run = False
         self.gives_contexts = True
         self.refusals = 0
@@ -98,7 +99,7 @@ class Parser:
 
 class Builder:
     def __init__(self, fake: FakeTensorRt, log: Any) -> None:
-        self.fake = fake
+        self.fake, self.log = fake, log
 
     def create_network(self, flags: int) -> Any:
         assert flags == 1, "a network that is not strongly typed"
@@ -113,6 +114,9 @@ class Builder:
         self.fake.builds.append(network.graph)
         self.fake.timing_caches.append(config.known)
         self.fake.while_building()
+        if self.fake.build_error:
+            self.log.log(1, self.fake.build_error)
+            return None
         if not config.progress_monitor.step_complete("building", 0):
             return None
         major, minor = self.fake.gpu.capability

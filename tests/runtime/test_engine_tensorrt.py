@@ -26,6 +26,7 @@ from edgediffusion.hashing import SELF_TESTS, recall
 from edgediffusion.manifest import STAYS_FP32
 from edgediffusion.one_builder import one_builder
 from edgediffusion.switches import CUDA_GRAPH, TENSORRT_REFIT
+from edgediffusion.tensorrt_run import NOT_CAPTURED
 from tests.runtime.fake_cuda import CudaError, FakeGpu
 from tests.runtime.fake_tensorrt import FakeTensorRt, OnnxParserRefitter
 from tests.runtime.on_fake_gpu import fill_disk, inputs_of, install, opened, prove_all
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.usefixtures("fresh_cache")
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """TensorRT 11.4 and a GPU, both installed."""
+    monkeypatch.setattr(engine_tensorrt, "driver_version", lambda: "580.65.06")
     made = FakeTensorRt("tensorrt", FakeGpu())
     install(made, monkeypatch)
     return made
@@ -96,7 +98,17 @@ def test_a_graph_that_cannot_be_captured_runs_kernel_by_kernel(
         want = engine(**inputs)["out_sample"]
     with opened(half_bundle, TENSORRT, "unet") as engine:
         assert np.array_equal(engine(**inputs)["out_sample"], want)
+        assert engine.note == NOT_CAPTURED
     assert fake.gpu.launches == 0
+    assert not fake.gpu.held
+    with ed.Pipeline.open(half_bundle, device=TENSORRT) as pipe:
+        pipe.embed(["a"])
+        assert pipe.device_reason.endswith(f"; text_encoder/b1.onnx {NOT_CAPTURED}")
+    graphs = [
+        each for each in ed.verify(ed.Bundle.open(half_bundle), TENSORRT) if "L2" in each.detail
+    ]
+    assert graphs
+    assert all(check.detail.endswith(NOT_CAPTURED) for check in graphs)
 
 
 def test_the_second_start_loads_what_the_first_built(half_bundle: Path, fake: FakeTensorRt) -> None:
@@ -113,6 +125,7 @@ def test_capturing_can_be_switched_off_from_outside(
     monkeypatch.setenv(CUDA_GRAPH, "0")
     with opened(half_bundle, TENSORRT) as engine:
         engine(**inputs_of(half_bundle, engine))
+        assert engine.note is None
     assert fake.gpu.launches == 0
 
 
@@ -164,7 +177,7 @@ def test_a_switch_that_makes_no_sense_is_named(
         opened(half_bundle, TENSORRT)
 
 
-@pytest.mark.parametrize("change", ["version", "capability", "name", "driver"])
+@pytest.mark.parametrize("change", ["version", "capability", "name", "driver", "cuda"])
 def test_another_library_driver_or_gpu_builds_anew(
     half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -173,7 +186,8 @@ def test_another_library_driver_or_gpu_builds_anew(
         "version": lambda: setattr(fake, "version", "11.5.0"),
         "capability": lambda: setattr(fake.gpu, "capability", (12, 0)),
         "name": lambda: setattr(fake.gpu, "name", "Fake RTX 5090"),
-        "driver": lambda: setattr(fake.gpu, "driver", 13030),
+        "driver": lambda: monkeypatch.setattr(engine_tensorrt, "driver_version", lambda: "581.2"),
+        "cuda": lambda: setattr(fake.gpu, "driver", 13030),
     }
     changes[change]()
     install(fake, monkeypatch)
@@ -249,8 +263,15 @@ def test_an_interrupted_build_leaves_nothing(half_bundle: Path, fake: FakeTensor
     assert not fake.gpu.held
 
 
-def test_two_that_build_at_once_build_once(half_bundle: Path, fake: FakeTensorRt) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_two_that_build_at_once_build_once(
+    half_bundle: Path, fake: FakeTensorRt, damaged: bool
+) -> None:
     """In two threads here; the lock is the operating system's, and holds between processes too."""
+    if damaged:
+        opened(half_bundle, TENSORRT).close()
+        the_plan().write_bytes(b"half a plan")
+    fake.builds.clear()
     both = threading.Barrier(2)
     made: list[bytes] = []
 
@@ -272,7 +293,7 @@ def test_two_that_build_at_once_build_once(half_bundle: Path, fake: FakeTensorRt
 def hold_the_turn(cache: str, held: Any, release: Any) -> None:
     """In another process: build for a while."""
     os.environ[CACHE] = cache
-    with one_builder(engine_cache(), {"a": "1"}):
+    with one_builder(engine_cache()):
         held.set()
         release.wait()
 
@@ -285,7 +306,7 @@ def test_another_process_that_builds_is_waited_for(tmp_path: Path) -> None:
     held.wait()
 
     def take_a_turn() -> None:
-        with one_builder(engine_cache(), {"b": "2"}):
+        with one_builder(engine_cache()):
             pass
 
     mine = threading.Thread(target=take_a_turn)
@@ -334,6 +355,62 @@ def test_too_little_memory_names_what_is_needed_and_what_is_there(
         opened(half_bundle, TENSORRT)
     assert not fake.gpu.held
     assert engines() == ["kernel timings"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Error Code 2: OutOfMemory (no further information)",
+        "Skipping tactic 3 due to insufficient memory",
+    ],
+)
+def test_a_build_without_enough_memory_names_the_figures_and_is_not_tried_again(
+    half_bundle: Path, fake: FakeTensorRt, words: str
+) -> None:
+    fake.build_error = words
+    message = (
+        r"does not build in tensorrt: .*\. The build needs more than the weights alone, \d+\.\d "
+        r"MiB of GPU memory, Fake RTX 4090 has 24.0 GiB free of 24.0 GiB: close what else"
+    )
+    with pytest.raises(ed.DeviceError, match=message):
+        opened(half_bundle, TENSORRT)
+    assert len(fake.builds) == 1
+
+
+def test_a_gpu_that_the_library_builds_nothing_for_is_named(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.gpu.name, fake.gpu.capability = "GeForce GTX 1080", (6, 1)
+    fake.build_error = (
+        "API Usage Error (Target GPU SM 61 is not supported by this TensorRT release.)"
+    )
+    message = (
+        r"tensorrt 11.4.0 builds nothing for the GeForce GTX 1080, which has compute capability "
+        r"6.1: use device 'cuda' or 'cpu', or install an earlier TensorRT for an older GPU"
+    )
+    with pytest.raises(ed.DeviceError, match=message):
+        opened(half_bundle, TENSORRT)
+
+
+def test_another_failure_of_a_build_is_the_librarys_own_words(
+    half_bundle: Path, fake: FakeTensorRt
+) -> None:
+    fake.build_error = "could not find any implementation for node conv_in"
+    with pytest.raises(ed.EngineError, match="does not build in tensorrt: could not find any impl"):
+        opened(half_bundle, TENSORRT)
+
+
+def test_a_library_that_gives_no_builder_says_why(
+    half_bundle: Path, fake: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(log: Any) -> Any:
+        log.log(1, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt"], "Builder", none)
+    message = r"tensorrt 11.4.0 does not start: CUDA initialization failure with error: 35. Does n"
+    with pytest.raises(ed.EngineError, match=message):
+        opened(half_bundle, TENSORRT)
 
 
 def test_an_fp32_bundle_names_the_export_it_needs(demo: Path, fake: FakeTensorRt) -> None:
