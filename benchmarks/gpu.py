@@ -10,17 +10,20 @@ roofline. All contenders of a piece compute with the same weights, in one proces
 
 The report is written after each piece, and a piece that is in it is not measured again: on a
 machine that is lent by the minute, run the same command until nothing is left. ``--seconds`` begins
-no further piece after that time. Needs the ``export`` extra, onnxruntime-gpu and PyTorch with CUDA.
+no further piece after that time. Within a piece the report is written after each contender, with a
+few rounds; such a piece is measured again by the next run, whole.
+
+Needs the ``export`` extra, onnxruntime-gpu and PyTorch with CUDA.
 """
 
 from __future__ import annotations
 
-import gc
+import json as json_
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -34,143 +37,130 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import count
 from benchmarks.gpu_contenders import contenders
-from benchmarks.gpu_graphs import Subject, prepared
-from benchmarks.gpu_pictures import ours, prepared_parts, rivals
+from benchmarks.gpu_field import Ceiling, Field, Say, gpu_ceilings, release_unused
+from benchmarks.gpu_graphs import prepared
+from benchmarks.gpu_pictures import picture_contenders, prepared_parts
 from benchmarks.gpu_pieces import OURS, RIVAL, Piece, all_pieces, chosen_pieces
-from benchmarks.gpu_tables import COPY, PRODUCT, bars, ceilings_table, pieces_table
+from benchmarks.gpu_tables import layout, tables
 from benchmarks.reports import Report, head, read_report, said_errors, write_report
-from edgediffusion.cuda_driver import free_memory
 from edgediffusion.cuda_provider import require_cuda
-from edgediffusion.engine import Engine, EngineOptions
-from edgediffusion.engine_cuda import CudaOptions, open_cuda
-from edgediffusion.errors import DeviceError
-from edgediffusion.rounds import measure
+from edgediffusion.errors import DeviceError, RequestError
+from edgediffusion.nvidia_driver import driver_version
 
 SCHEMA: Final = "edgediffusion-gpu/1"
-_SIDE: Final = 8192
-_COPIED: Final = 1 << 30
-_REST_S: Final = 0.002
+_GLIMPSE: Final = 3
+"""Rounds after each contender: enough to tell something, if the run is cut off."""
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """Work that nothing but the GPU limits: operations or bytes of one call."""
-
-    work: float
-    run: Callable[[], object]
+Facts = dict[str, Any]
+Keep = Callable[[Facts], None]
 
 
-@dataclass
-class Field:
-    """The contenders that opened, the memory that each took, and why others are absent."""
+def measure_piece(piece: Piece, rounds: int, say: Say, keep: Keep) -> Facts:
+    """Measure one piece; returns raw samples and counts as JSON-ready data.
 
-    calls: dict[str, Callable[[], object]]
-    memory: dict[str, float]
-    absent: dict[str, str]
-
-    def add(self, name: str, opened: Callable[[], Callable[[], object]]) -> None:
-        """Open one; whatever goes wrong there is that contender's, and the others go on."""
-        before = free_memory()
-        try:
-            self.calls[name] = opened()
-        except Exception as error:
-            self.absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0]:.200}"
-        self.memory[name] = (before - free_memory()) / 2**20
-
-
-def gpu_ceilings(side: int = _SIDE, copied: int = _COPIED) -> dict[str, Ceiling]:
-    """A large fp16 product, and a copy within the GPU's memory, by PyTorch."""
-    a, b, out = (torch.randn(side, side, device="cuda").half() for _ in range(3))
-    source, target = (torch.empty(copied, dtype=torch.uint8, device="cuda") for _ in range(2))
-
-    def multiply() -> None:
-        torch.mm(a, b, out=out)
-        torch.cuda.synchronize()
-
-    def copy() -> None:
-        target.copy_(source)
-        torch.cuda.synchronize()
-
-    return {PRODUCT: Ceiling(2.0 * side**3, multiply), COPY: Ceiling(2.0 * copied, copy)}
-
-
-def measure_piece(piece: Piece, rounds: int, say: Say) -> dict[str, Any]:
-    """Measure one piece; returns raw samples and counts as JSON-ready data."""
+    ``keep`` gets the same after each contender, of a few rounds and marked as not complete.
+    """
     with ExitStack() as stack:
-        field = Field({}, {}, {})
-        say(f"{piece.key}: building and tracing")
-        if piece.part == "picture":
-            facts = _open_picture(piece, stack, field, say)
-        else:
-            facts = _open_network(piece, stack, field, say)
-        tops = gpu_ceilings()
-        workloads = field.calls | {name: top.run for name, top in tops.items()}
-        samples = measure(workloads, rounds, lambda what: say(f"{piece.key}: {what}"), _REST_S)
-        shares = facts.get("own_share")
-        if shares:
-            del shares[:-rounds]  # those of warming up
-    return facts | {
+        field = Field()
+        telling = partial(_tell, piece, say)
+        telling("building and tracing")
+        opening = _open_picture if piece.part == "picture" else _open_network
+        facts: Facts = {}
+        for facts in opening(piece, stack, field, telling):
+            keep(_measured(piece, field, facts, {}, _GLIMPSE, telling) | {"complete": False})
+        tops = _open_ceilings(field)
+        return _measured(piece, field, facts, tops, rounds, telling) | {"complete": True}
+
+
+def _tell(piece: Piece, say: Say, what: str) -> None:
+    say(f"{piece.key}: {what}")
+
+
+def _measured(
+    piece: Piece, field: Field, facts: Facts, tops: Mapping[str, Ceiling], rounds: int, say: Say
+) -> Facts:
+    samples = field.measured(rounds, say)
+    found = facts | {
         "pictures": piece.pictures,
-        "samples_ms": {name: samples[name] for name in field.calls},
-        "memory_mib": field.memory,
-        "absent": field.absent,
+        "samples_ms": {name: each for name, each in samples.items() if name not in tops},
+        "memory_mib": {name: each for name, each in field.memory.items() if name not in tops},
+        "absent": dict(field.absent),
         "ceilings": {
-            name: {"work": top.work, "samples_ms": samples[name]} for name, top in tops.items()
+            name: {"work": top.work, "samples_ms": samples[name]}
+            for name, top in tops.items()
+            if name in samples
         },
     }
+    if "own_share" in facts:
+        found["own_share"] = facts["own_share"][-rounds:]  # without those of warming up
+    return found
 
 
-def _open_network(piece: Piece, stack: ExitStack, field: Field, say: Say) -> dict[str, Any]:
+def _open_ceilings(field: Field) -> dict[str, Ceiling]:
+    made: dict[str, Ceiling] = {}
+
+    def opened(name: str, make: Callable[[], Ceiling]) -> Callable[[], object]:
+        made[name] = make()
+        return made[name].run
+
+    for name, make in gpu_ceilings().items():
+        field.add(name, partial(opened, name, make))
+    return made
+
+
+def _open_network(piece: Piece, stack: ExitStack, field: Field, say: Say) -> Iterator[Facts]:
+    """Open one contender after the other; yield the facts of the piece after each."""
     subject = stack.enter_context(prepared(piece))
-    for contender in contenders():
-        say(f"{piece.key}: opening {contender.name}")
-        field.add(
-            contender.name,
-            lambda open_=contender.open: stack.enter_context(open_(subject)),  # type: ignore[misc]
-        )
     cost = count(subject.path)
     own = subject.spec.devices.get("cuda")
-    return {
+    facts = {
         "flops": cost.matrix_flops,
         "bytes": cost.weight_bytes + cost.activation_bytes,
         "operators": own.operators if own else {},
     }
+    for contender in contenders():
+        say(f"opening {contender.name}")
+        opened = partial(_entered, stack, contender.open, subject)
+        field.add(contender.name, opened, contender.held(subject))
+        yield facts
 
 
-def _open_picture(piece: Piece, stack: ExitStack, field: Field, say: Say) -> dict[str, Any]:
+def _entered(stack: ExitStack, opening: Callable[..., Any], subject: Any) -> Any:
+    return stack.enter_context(opening(subject))
+
+
+def _open_picture(piece: Piece, stack: ExitStack, field: Field, say: Say) -> Iterator[Facts]:
     subjects = stack.enter_context(prepared_parts(piece))
     own_share: list[float] = []
-
-    def open_ours() -> Callable[[], object]:
-        engines = {part: stack.enter_context(_engine(each)) for part, each in subjects.items()}
-        run = ours(subjects, engines, own_share)
-        run()
-        return run
-
-    say(f"{piece.key}: opening {OURS}")
-    field.add(OURS, open_ours)
-    for name, compiled in ((RIVAL, True), ("torch eager", False)):
-        say(f"{piece.key}: opening {name}")
-        field.add(name, lambda c=compiled: rivals(subjects, compiled=c, place="cuda"))  # type: ignore[misc]
-    return {"own_share": own_share}
-
-
-def _engine(subject: Subject) -> Engine:
-    backend = open_cuda(subject.spec, subject.path, EngineOptions(), CudaOptions())
-    return Engine(subject.spec, "cuda", backend, backend.arithmetic)
+    for contender in picture_contenders(own_share):
+        say(f"opening {contender.name}")
+        opened = partial(_entered, stack, contender.open, subjects)
+        field.add(contender.name, opened, contender.held(subjects))
+        yield {"own_share": own_share}
 
 
 def begun_report(path: Path | None) -> Report:
-    """Go on with a report that is there, or begin one."""
-    if path is not None and path.exists():
-        return read_report(path, [SCHEMA])
-    return head(SCHEMA) | {
-        "gpu": asdict(require_cuda()),
-        "torch": str(torch.__version__),
-        "pieces": {},
-    }
+    """Go on with a report that is there, or begin one.
+
+    Raises RequestError for one of another GPU or of other libraries: its pieces would be compared.
+    """
+    gpu = asdict(require_cuda()) | {"driver": driver_version()}
+    fresh = head(SCHEMA) | {"gpu": gpu, "torch": str(torch.__version__), "pieces": {}}
+    if path is None or not path.exists():
+        return fresh
+    report = read_report(path, [SCHEMA])
+    was, now = _measured_with(report), _measured_with(json_.loads(json_.dumps(fresh)))
+    if changed := [name for name in {**was, **now} if was.get(name) != now.get(name)]:
+        said = ", ".join(f"{each} was {was.get(each)}, is {now.get(each)}" for each in changed)
+        raise RequestError(
+            f"{path} was begun with another GPU or other libraries, which one report must not mix: "
+            f"{said}. Pass another file to --json"
+        )
+    return report
+
+
+def _measured_with(report: Report) -> Facts:
+    return {**report["gpu"], "torch": report["torch"], **report["machine"]["libraries"]}
 
 
 def require_gpu() -> None:
@@ -193,20 +183,22 @@ def run_all(
     pieces: list[Piece],
     report: Report,
     save: Callable[[Report], None],
-    measuring: Callable[[Piece], dict[str, Any]],
+    measuring: Callable[[Piece, Keep], Facts],
     seconds: float,
 ) -> Iterator[Piece]:
-    """Measure pieces until the time is up, saving after each; yield those that are left."""
+    """Measure pieces until the time is up, saving as they grow; yield those that are left."""
     start = time.monotonic()
     for piece in pieces:
         if time.monotonic() - start > seconds:
             yield piece
             continue
-        report["pieces"][piece.key] = measuring(piece)
-        save(report)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+        def keep(facts: Facts, key: str = piece.key) -> None:
+            report["pieces"][key] = facts
+            save(report)
+
+        keep(measuring(piece, keep))
+        release_unused()
 
 
 @said_errors()
@@ -218,9 +210,15 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each piece.")] = 30,
     seconds: Annotated[float, typer.Option(help="Begin no piece after this time.")] = 1e9,
     listed: Annotated[bool, typer.Option("--list", help="Name the pieces and end.")] = False,
+    shown: Annotated[
+        bool, typer.Option("--layout", help="Print the tables without figures and end.")
+    ] = False,
 ) -> None:
     """Measure, and print tables."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if shown:
+        sys.stdout.write(f"{layout()}\n")
+        return
     if listed:
         sys.stdout.writelines(f"{each.key}\n" for each in chosen_pieces(piece or (), {}))
         return
@@ -230,9 +228,12 @@ def main(
     pieces = chosen_pieces(piece or (), report["pieces"])
     save = (lambda made: write_report(json, made)) if json else (lambda made: None)
     with console.status("starting") as status:
-        measuring = partial(measure_piece, rounds=rounds, say=status.update)
+
+        def measuring(piece: Piece, keep: Keep) -> Facts:
+            return measure_piece(piece, rounds, status.update, keep)
+
         left = list(run_all(pieces, report, save, measuring, seconds))
-    sys.stdout.write(f"{pieces_table(report)}\n\n{ceilings_table(report)}\n\n{bars(report)}\n")
+    sys.stdout.write(f"{tables(report)}\n")
     if left:
         console.print(f"left, run the same command again: {', '.join(each.key for each in left)}")
 

@@ -24,10 +24,15 @@ from numpy.typing import NDArray
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.checkpoints import TOUCH_UP, Model, mean_and_std, skeleton
 from benchmarks.gpu_pieces import Piece
+from edgediffusion.cuda_runtime import open_cuda
 from edgediffusion.manifest import STABLE_DIFFUSION, XL, DeviceGraph, GraphSpec, TensorSpec
+from edgediffusion.tensorrt_build import check_capabilities
+from edgediffusion.tensorrt_library import TENSORRT_RTX
+from edgediffusion_export.bundle import Staging
 from edgediffusion_export.cuda_graph import fuse_for_cuda, fused_operators
 from edgediffusion_export.graphs import NETWORKS_OF, UNPROVEN, Network
 from edgediffusion_export.onnx_export import export_graph
+from edgediffusion_export.plans import write_plans
 
 _DATA: Final = "weights.data"
 _TOKENS: Final = 77
@@ -64,6 +69,17 @@ def prepared(piece: Piece, model: Model | None = None) -> Iterator[Subject]:
         folder = Path(name)
         spec = _write(network, spec, module, folder)
         yield Subject(piece, module, network, spec, folder, seeded_inputs(spec))
+
+
+def with_plan(subject: Subject) -> GraphSpec:
+    """Build the engine of TensorRT for RTX for the GPU at hand, as an export does.
+
+    Returns the spec that lists it. Raises DeviceError without the library or a GPU, RequestError
+    for a GPU that the library builds nothing for.
+    """
+    capability = open_cuda(TENSORRT_RTX).gpu.compute_capability
+    check_capabilities(TENSORRT_RTX.load(), [capability])
+    return write_plans(subject.spec, Staging(subject.folder), [(capability,)])
 
 
 def build(model: Model, seed: int = 0) -> torch.nn.Module:

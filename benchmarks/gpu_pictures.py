@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter_ns as time_ns
 from typing import Any, Final
@@ -15,8 +15,9 @@ import torch
 
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.checkpoints import Architecture
+from benchmarks.gpu_contenders import OpenEngine, engines, held_weights, traced
 from benchmarks.gpu_graphs import Subject, prepared
-from benchmarks.gpu_pieces import PARTS, STEPS, Piece
+from benchmarks.gpu_pieces import EAGER, OURS, PARTS, RIVAL, STEPS, Piece
 from benchmarks.workloads import SCHEDULER
 from edgediffusion.calls import Call
 from edgediffusion.denoiser import Denoiser
@@ -29,7 +30,6 @@ from edgediffusion.schedule import schedule_from_config
 from edgediffusion.text_conditions import join_states, time_ids, unet_rows
 from edgediffusion.text_encoder import States
 from edgediffusion.unet import Unet
-from edgediffusion_export.graphs import Traced
 
 GUIDANCE: Final = 7.5
 SIGMA: Final = 14.6
@@ -46,12 +46,51 @@ def prepared_parts(piece: Piece) -> Iterator[dict[str, Subject]]:
         yield {part: stack.enter_context(prepared(each)) for part, each in pieces.items()}
 
 
+@dataclass(frozen=True)
+class PictureContender:
+    """A name in the tables, what opens it, and the bytes it needs that are on the GPU already."""
+
+    name: str
+    open: Callable[[Subjects], AbstractContextManager[Picture]]
+    held: Callable[[Subjects], int] = lambda subjects: 0
+
+
+def picture_contenders(own_share: list[float], place: str = "cuda") -> Iterator[PictureContender]:
+    """Yield all that make whole pictures; ``own_share`` is that of the first, as in ``ours``."""
+    for name, opening in engines():
+        shares = own_share if name == OURS else []
+        yield PictureContender(name, partial(_opened, opening, shares))
+
+    def held(subjects: Subjects) -> int:
+        return held_weights(*subjects.values(), place=place)
+
+    for name, compiled in ((RIVAL, True), (EAGER, False)):
+        yield PictureContender(name, partial(_opened_rivals, compiled, place), held)
+
+
+@contextmanager
+def _opened(opening: OpenEngine, own: list[float], subjects: Subjects) -> Iterator[Picture]:
+    with ExitStack() as stack:
+        opened = {part: stack.enter_context(opening(each)) for part, each in subjects.items()}
+        yield ours(subjects, opened, own)
+
+
+@contextmanager
+def _opened_rivals(compiled: bool, place: str, subjects: Subjects) -> Iterator[Picture]:
+    """Dynamo remembers what it compiled by code, which all networks share: it must forget it."""
+    try:
+        yield rivals(subjects, compiled=compiled, place=place)
+    finally:
+        torch.compiler.reset()
+
+
 def ours(
     subjects: Subjects, engines: Mapping[str, Engine], own_share: list[float], steps: int = STEPS
 ) -> Picture:
     """A picture as the Pipeline makes it, without its tokenizer.
 
-    own_share : gets, for each picture, the part of its steps that was not spent in the engine.
+    own_share : gets, for each picture, the part of its steps that was not spent in ``Engine``
+        calls: the sampler, guidance, and what puts the UNet's inputs together.
     """
     config = {**_architecture(subjects).scheduler, **SCHEDULER}
     schedule = schedule_from_config(config, steps=steps)
@@ -83,12 +122,7 @@ def _ours(
 
 def rivals(subjects: Subjects, *, compiled: bool, place: str, steps: int = STEPS) -> Picture:
     """The same in PyTorch, latents and all on the GPU; only the pixels come back."""
-    nets: dict[str, Any] = {}
-    for part, subject in subjects.items():
-        module = subject.module.to(place, memory_format=torch.channels_last)
-        nets[part] = Traced(subject.network, module).eval()
-        if compiled:
-            nets[part] = torch.compile(nets[part], mode="max-autotune", fullgraph=True)
+    nets = {part: traced(each, place, compiled=compiled) for part, each in subjects.items()}
     run = partial(_rivals, subjects, nets, place, steps)
     for _ in range(3):
         run()

@@ -14,6 +14,11 @@ Part = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder", "picture
 OURS: Final = "cuda, captured"
 RIVAL: Final = "torch.compile"
 """The two of the bar: a step of ours takes at most as long as the rival's."""
+UNCAPTURED: Final = "cuda, not captured"
+UNFUSED: Final = "cuda, captured, plain graph"
+BARE: Final = "cuda, captured, nothing copied"
+"""What is left of a call without its checks and copies: the difference is our own share."""
+EAGER: Final = "torch eager"
 
 SIZES: Final = (512, 768, 1024)
 BATCHES: Final = (1, 2, 4, 8, 16)
@@ -67,7 +72,7 @@ def all_pieces() -> Iterator[Piece]:
 
 
 def chosen_pieces(names: Sequence[str], done: Mapping[str, Any]) -> list[Piece]:
-    """The pieces that were asked for (none: all) and are not done; raises RequestError.
+    """The pieces that were asked for (none: all) and are not complete; raises RequestError.
 
     A name may be the beginning of several: ``sd15``, ``sd15/unet``.
     """
@@ -80,4 +85,4 @@ def chosen_pieces(names: Sequence[str], done: Mapping[str, Any]) -> list[Piece]:
         for key, piece in known.items()
         if not names or any(key == name or key.startswith(f"{name}/") for name in names)
     ]
-    return [piece for piece in wanted if piece.key not in done]
+    return [piece for piece in wanted if not done.get(piece.key, {}).get("complete")]

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
+from benchmarks.gpu_tables import layout
 from benchmarks.int8 import int8_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.memory import memory_table
@@ -47,6 +48,7 @@ PAGES: Final = tuple(
         "docs/samplers.md",
         "docs/speed.md",
         "docs/devices.md",
+        "docs/cuda.md",
         "docs/tensorrt.md",
         "docs/memory.md",
         "docs/benchmarks.md",
@@ -235,6 +237,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
+    "gpu_layout": layout,
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
     "peers_summary": lambda: peers_summary(
         read(RESULTS / "peers_sd15.json"), read(RESULTS / "peers_shapes.json")

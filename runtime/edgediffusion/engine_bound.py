@@ -1,13 +1,16 @@
 """A session of ONNX Runtime whose inputs and outputs keep their buffers on the device.
 
 A graph of CUDA calls, once captured, reads and writes the addresses that it was captured with. So
-the buffers are made once, and a call copies into them and out of them: 64 KB each way for a step of
-Stable Diffusion at 512x512.
+the buffers are made once, and a call copies all inputs into them and the outputs out of them. For a
+guided step of Stable Diffusion 1.5 at 512x512 in fp16 that is 64 KiB of latents each way, and 231
+KiB of text states up. The states stay the same from step to step and are copied all the same:
+comparing them first would save some tens of microseconds of milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -57,6 +60,11 @@ class BoundBackend:
         """Compute all outputs; the arrays are the caller's."""
         return self._run(inputs, None)
 
+    def replay(self) -> None:
+        """Compute on what the buffers hold, and leave the outputs there."""
+        with self._explained():
+            self._session.run_with_iobinding(self._binding, None)
+
     def warm_up(self, *, capture: bool) -> None:
         """Run once on zeros, so that kernels are chosen and memory is taken; then capture.
 
@@ -77,18 +85,21 @@ class BoundBackend:
         del self._binding, self._session
 
     def _run(self, inputs: Mapping[str, Array], options: ort.RunOptions | None) -> list[Array]:
-        try:
+        with self._explained():
             for name, array in inputs.items():
                 self._inputs[name].update_inplace(array)
             self._session.run_with_iobinding(self._binding, options)
             return [np.array(value.numpy()) for value in self._outputs]
-        except Exception as error:
-            raise self._explain(error) from error
 
     def _buffer(self, tensor: TensorSpec, place: str) -> Any:
-        try:
+        with self._explained():
             return ort.OrtValue.ortvalue_from_shape_and_type(
                 list(tensor.shape), np.dtype(tensor.dtype).type, place, 0
             )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             raise self._explain(error) from error
