@@ -82,6 +82,14 @@ def with_plan(subject: Subject) -> GraphSpec:
     return write_plans(subject.spec, Staging(subject.folder), [(capability,)])
 
 
+def graph_without_values(piece: Piece) -> ir.Model:
+    """Trace a piece's network whose weights have no values: their memory is never touched."""
+    network = _network(piece)
+    model = ARCHITECTURES[piece.architecture].models[network.part]
+    module = skeleton(model).half().to_empty(device="cpu").eval().requires_grad_(False)
+    return export_graph(network, _spec(piece, network, model), module)
+
+
 def build(model: Model, seed: int = 0) -> torch.nn.Module:
     """Make a network with random weights in fp16, on the CPU."""
     if model.library == "transformers":  # its buffers are not in the state

@@ -19,6 +19,7 @@ from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_n
 
 from edgediffusion.errors import CheckpointError
 from edgediffusion.manifest import TEXT_ENCODERS
+from edgediffusion_export.cuda_counts import fused_counts, fusible_counts, missing
 from edgediffusion_export.cuda_rules import (
     ARG_MAX,
     BIAS_ADD,
@@ -27,8 +28,6 @@ from edgediffusion_export.cuda_rules import (
     SILU,
     SKIP_GROUP_NORM,
     SPLIT_GELU,
-    SPLIT_GELU_WIDTHS,
-    fits_group_norm,
 )
 
 Step = Callable[[ir.Model], object]
@@ -79,42 +78,10 @@ def _operators(model: ir.Model) -> Counter[str]:
 
 
 def _check_counts(plain: ir.Model, fused: ir.Model, component: str) -> None:
-    """Count in the plain graph what should have been fused, by other means than the rules."""
-    got = Counter(fused_operators(fused))
-    found = {
-        "group norms": got["GroupNorm"] + got["SkipGroupNorm"],
-        "attentions": got["MultiHeadAttention"],
-        "gates": got["BiasSplitGelu"],
-    }
-    wanted = {
-        "group norms": sum(map(_is_group_norm, plain.graph)),
-        "attentions": sum(node.op_type == "Softmax" for node in plain.graph),
-        "gates": sum(map(_is_gate, plain.graph)),
-    }
-    missing = [f"{found[n]} of {wanted[n]} {n}" for n in wanted if found[n] != wanted[n]]
-    if missing:
+    """Hold what was fused to what the plain graph has of it."""
+    if less := missing(fused_counts(fused), fusible_counts(plain)):
         raise CheckpointError(
-            f"{component}: fused only {', '.join(missing)} for --target cuda. No bundle was "
+            f"{component}: fused only {', '.join(less)} for --target cuda. No bundle was "
             "written. Export without --target cuda, and report this with the checkpoint's "
             "config.json and the versions of torch and onnxscript"
         )
-
-
-def _is_group_norm(node: ir.Node) -> bool:
-    """Whether a node normalises the groups of a picture whose size CUDA's kernel takes."""
-    if node.op_type != "InstanceNormalization":
-        return False
-    reshape = node.inputs[0].producer()
-    shape = reshape.inputs[0].shape if reshape else None
-    groups = node.inputs[1].shape
-    return bool(
-        shape and groups and shape.rank() == 4 and fits_group_norm(int(shape[1]), int(groups[0]))
-    )
-
-
-def _is_gate(node: ir.Node) -> bool:
-    half = node.inputs[0].shape if node.op_type == "Gelu" else None
-    split = node.inputs[0].producer() if half else None
-    return bool(
-        half and split and split.op_type == "Split" and 2 * int(half[-1]) in SPLIT_GELU_WIDTHS
-    )

@@ -217,8 +217,12 @@ def test_a_whole_unet_is_fused_and_computes_the_same(unet: tuple[ir.Model, list[
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("GROUP_NORM", "unet: fused only 0 of 21 group norms for --target cuda"),
-        ("fuse_mha2", "unet: fused only 0 of 8 attentions for --target cuda"),
+        ("GROUP_NORM", "0 of 21 group norms, 0 of 17 SiLUs behind them, 0 of 15 sums before them"),
+        ("SILU", "0 of 17 SiLUs behind them"),
+        ("SKIP_GROUP_NORM", "0 of 15 sums before them"),
+        ("fuse_mha2", "0 of 8 attentions"),
+        ("fuse_skip_layer_normalization", "0 of 8 layer norms with a sum, 12 of 4 biased sums"),
+        ("BIAS_ADD", "0 of 4 biased sums"),
     ],
 )
 def test_less_fused_than_the_graph_holds_is_an_error(
@@ -230,6 +234,7 @@ def test_less_fused_than_the_graph_holds_is_an_error(
     kept = tuple(each for each in cuda_graph._FOR_PICTURES if each != step)
     assert len(kept) == len(cuda_graph._FOR_PICTURES) - 1
     monkeypatch.setattr(cuda_graph, "_FOR_PICTURES", kept)
+    said = f"unet: fused only {said} for --target cuda. No bundle was written"
     with pytest.raises(CheckpointError, match=said):
         fuse_for_cuda(unet[0], "unet")
 

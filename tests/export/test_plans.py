@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -19,14 +20,19 @@ from edgediffusion.manifest import STAYS_FP32, GraphSpec
 from edgediffusion.tensorrt_build import build_plan, compute_capabilities, parse
 from edgediffusion.tensorrt_library import TENSORRT_RTX, message_log
 from edgediffusion_export import plans
+from edgediffusion_export.bundle import Staging
+from edgediffusion_export.graphs import NETWORKS, graph_specs
+from edgediffusion_export.onnx_export import export_graph
 from edgediffusion_export.options import ExportOptions
-from edgediffusion_export.plans import plan_groups
+from edgediffusion_export.plans import plan_groups, write_plans
+from edgediffusion_export.source import open_checkpoint
 from tests.bundles import export_tiny
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="the extra tensorrt-rtx is not installed",
 )
+SHAPES = Path(__file__).parents[2] / "models" / "shapes" / "checkpoint"
 KINDS = 32
 """Where the header of a plan says which kinds of GPU it is for, one bit each, 7.5 the lowest."""
 
@@ -79,6 +85,30 @@ def test_a_plan_is_for_the_kinds_of_gpu_that_were_asked_for(bundle: ed.Bundle) -
     )
     assert several.data[KINDS] == 0b11100
     assert several.data.nbytes < 1.1 * len(one)
+
+
+@installed
+def test_the_demos_own_unet_builds_and_its_plan_is_what_was_asked_for(tmp_path: Path) -> None:
+    """models/shapes at its own size and guidance batch; no golden vectors, no other network."""
+    source = open_checkpoint(str(SHAPES), None)
+    network = next(each for each in NETWORKS if each.name == "unet")
+    (spec, *_) = graph_specs(network, source.architecture, [(128, 128)], [2], "fp16")
+    assert spec.file == "unet/128x128.b2.onnx"
+    (tmp_path / "unet").mkdir()
+    model = export_graph(network, spec, source.load(network.part).half())
+    ir.save(model, tmp_path / spec.file, external_data="weights.data")
+    (listed,) = write_plans(spec, Staging(tmp_path), [("8.6", "8.9")]).plans
+    assert listed.file == "unet/128x128.b2.rtx-8.6-8.9.plan"
+    plan = (tmp_path / listed.file).read_bytes()
+    assert plan[KINDS] == 0b1100
+    weights = (tmp_path / "unet" / "weights.data").stat().st_size
+    assert weights > 7 << 20
+    assert weights < len(plan) < 2 * weights
+    trt = TENSORRT_RTX.load()
+    runtime = trt.Runtime(message_log(trt))
+    _, faults = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    bits = trt.EngineInvalidityDiagnostics
+    assert not faults & (int(bits.MALFORMED_ENGINE) | int(bits.VERSION_MISMATCH))
 
 
 @installed
