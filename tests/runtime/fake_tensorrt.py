@@ -26,6 +26,8 @@ from tests.runtime.fake_cuda import FakeGpu
 HEADER = 256
 FLAGS = ("TF32", "STRIP_PLAN", "REFIT_IDENTICAL")
 CAPABILITIES = ("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120")
+NETWORKS = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+"""What kinds of network TensorRT 10 and 11 know; a later one may type all strongly, unasked."""
 _TYPES = {1: "float32", 7: "int64", 10: "float16"}
 
 
@@ -55,6 +57,7 @@ class FakeTensorRt:
         self.compiled = self.refits = 0
         self.device_memory = 1 << 20
         self.diagnostics = Diagnostics(0)
+        self.networks = dict(NETWORKS)
         self.while_building: Callable[[], None] = lambda: None
         self.is_capturable = True
         self.build_error = ""
@@ -75,7 +78,7 @@ class FakeTensorRt:
         made.__version__ = self.version
         made.ILogger = type("ILogger", (), {"ERROR": 1, "WARNING": 2})
         made.IProgressMonitor = type("IProgressMonitor", (), {})
-        made.NetworkDefinitionCreationFlag = SimpleNamespace(__members__={"STRONGLY_TYPED": 0})
+        made.NetworkDefinitionCreationFlag = SimpleNamespace(__members__=self.networks)
         made.ComputeCapability = SimpleNamespace(__members__={n: n for n in CAPABILITIES})
         made.BuilderFlag = SimpleNamespace(**{name: name for name in FLAGS})
         made.EngineValidity, made.EngineInvalidityDiagnostics = Validity, Diagnostics
@@ -102,7 +105,8 @@ class Builder:
         self.fake, self.log = fake, log
 
     def create_network(self, flags: int) -> Any:
-        assert flags == 1, "a network that is not strongly typed"
+        typed = self.fake.networks.get("STRONGLY_TYPED")
+        assert flags == (0 if typed is None else 1 << typed), "not strongly typed, or no such flag"
         return SimpleNamespace()
 
     def create_builder_config(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 import edgediffusion as ed
@@ -22,13 +24,14 @@ from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.engine_cache import LIMIT_VARIABLE, EngineCache, engine_cache
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.graph_bytes import read_graph_bytes
-from edgediffusion.hashing import SELF_TESTS, recall
-from edgediffusion.manifest import STAYS_FP32
+from edgediffusion.hashing import SELF_TESTS, recall, sha256_file
+from edgediffusion.manifest import STAYS_FP32, FileSpec
+from edgediffusion.manifest_file import MANIFEST_NAME, dump_manifest, read_manifest
 from edgediffusion.one_builder import one_builder
 from edgediffusion.switches import CUDA_GRAPH, TENSORRT_REFIT
 from edgediffusion.tensorrt_run import NOT_CAPTURED
 from tests.runtime.fake_cuda import CudaError, FakeGpu
-from tests.runtime.fake_tensorrt import FakeTensorRt, OnnxParserRefitter
+from tests.runtime.fake_tensorrt import NETWORKS, FakeTensorRt, OnnxParserRefitter
 from tests.runtime.on_fake_gpu import fill_disk, inputs_of, install, opened, prove_all
 
 CACHE = "EDGEDIFFUSION_CACHE"
@@ -56,6 +59,61 @@ def test_every_graph_runs_passes_its_gate_and_gives_everything_back(
 ) -> None:
     prove_all(half_bundle, TENSORRT)
     assert not fake.gpu.held
+
+
+@pytest.mark.parametrize(
+    ("version", "networks"),
+    [("10.16.1", NETWORKS), ("12.0.0", {})],
+    ids=["version 10", "a version without the flag"],
+)
+def test_other_versions_build_strongly_typed_networks_too(
+    half_bundle: Path,
+    fake: FakeTensorRt,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    networks: dict[str, int],
+) -> None:
+    fake.version, fake.networks = version, networks
+    install(fake, monkeypatch)
+    for _ in range(2):
+        with opened(half_bundle, TENSORRT) as engine:
+            engine(**inputs_of(half_bundle, engine))
+    assert len(fake.builds) == 1
+    assert engine_tensorrt.libraries()["tensorrt"] == version
+
+
+def changed_bundle(bundle: Path, copy: Path, what: str) -> Path:
+    """A copy of a bundle whose text encoder has another graph, or other weights, of one shape."""
+    shutil.copytree(bundle, copy)
+    manifest = read_manifest(copy)
+    component = manifest.components["text_encoder"]
+    name = component.graphs[0].file if what == "graph" else component.weights
+    content = bytearray((copy / name).read_bytes())
+    if what == "graph":
+        model = onnx.load_from_string(bytes(content))
+        model.producer_name = "another exporter"
+        content = bytearray(model.SerializeToString())
+    else:
+        content[-1] ^= 0x40
+    (copy / name).write_bytes(content)
+    files = manifest.files | {name: FileSpec(len(content), sha256_file(copy / name))}
+    changed = msgspec.structs.replace(manifest, files=files)
+    (copy / MANIFEST_NAME).write_bytes(dump_manifest(changed))
+    return copy
+
+
+@pytest.mark.parametrize("what", ["graph", "weights"])
+def test_another_graph_or_other_weights_build_anew(
+    half_bundle: Path, fake: FakeTensorRt, tmp_path: Path, what: str
+) -> None:
+    opened(half_bundle, TENSORRT).close()
+    other = changed_bundle(half_bundle, tmp_path / half_bundle.name, what)
+    for _ in range(2):
+        opened(other, TENSORRT).close()
+    assert len(fake.builds) == 2
+    assert engines() == ["kernel timings", *["tiny/text_encoder/b1.onnx"] * 2]
+    opened(half_bundle, TENSORRT).close()
+    assert len(fake.builds) == 2
 
 
 def test_outputs_are_those_of_the_cpu_the_callers_own_and_the_same_each_time(
