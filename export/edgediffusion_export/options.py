@@ -92,7 +92,7 @@ class ExportOptions:
                 raise RequestError(f"unknown rewrite {name!r}: {choices(name, REWRITES)}")
         for target in self.targets:
             if target not in TARGETS:
-                raise DeviceError(f"unknown target {target!r}: {choices(target, TARGETS)}")
+                raise DeviceError(_refusal(target))
         self._check_plans()
         if not self.batches or not all(1 <= batch <= MAX_BATCH for batch in self.batches):
             raise RequestError(
@@ -142,3 +142,12 @@ class ExportOptions:
                 f"a reduced range is for int8 weights, got precision {self.precision}: leave "
                 "--reduce-range out"
             )
+
+
+def _refusal(target: str) -> str:
+    if target == "tensorrt":
+        return (
+            "device 'tensorrt' is no target: it builds its engines on the GPU that runs them, from "
+            "any fp16 bundle. Leave --target out and add --precision fp16"
+        )
+    return f"unknown target {target!r}: {choices(target, TARGETS)}"

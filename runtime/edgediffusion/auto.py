@@ -191,9 +191,10 @@ class Chooser:
             return ""
         rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if engine.device == "tensorrt-rtx" else ""
         return (
-            f". This names the layer (docs/tensorrt.md has more): {rtx}polygraphy run "
-            f"{self._bundle.file(engine.spec.file)} --onnxrt --trt --strongly-typed --onnx-outputs "
-            "mark all --trt-outputs mark all --validate --fail-fast"
+            f". This names the layer (docs/tensorrt.md has inputs.py, and more): {rtx}polygraphy "
+            f"run {self._bundle.file(engine.spec.file)} --onnxrt --trt --strongly-typed "
+            '--onnx-outputs "*" --trt-outputs "*" --validate --fail-fast --data-loader-script '
+            "inputs.py"
         )
 
     def _keep(self, failures: Mapping[str, Exception], spec: GraphSpec) -> None:

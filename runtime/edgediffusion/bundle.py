@@ -11,15 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from edgediffusion.engine import Arithmetic, EngineOptions, open_engine
+from edgediffusion.engine import Arithmetic, EngineOptions, open_engine, resolve_device
 from edgediffusion.errors import (
     BundleNotFound,
+    DeviceError,
     EdgeDiffusionError,
     IntegrityError,
     RequestError,
     UnsafePath,
     choices,
 )
+from edgediffusion.fingerprint import libraries_of
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import ALWAYS_HASHED, remembered_sha256, sha256_file
 from edgediffusion.manifest import GATES, PLAIN, ComponentSpec, GraphSpec, Manifest
@@ -169,6 +171,11 @@ def verify(
             yield Check(relative, False, str(error))
         else:
             yield Check(relative, True, "sha256")
+    try:
+        libraries_of(resolve_device(device))
+    except DeviceError as error:  # one reason for all graphs, said once
+        yield Check(f"device {device}", False, str(error))
+        return
     options = options or EngineOptions()
     lean = replace(options, lean=True)
     for component in bundle.manifest.components.values():

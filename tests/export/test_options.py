@@ -33,6 +33,7 @@ def test_other_sizes_are_refused(text: str) -> None:
         ({"calibrate": Path("p")}, RequestError, "calibration is for --precision int8 only, got f"),
         ({"reduce_range": True}, RequestError, "reduced range is for int8 weights, got prec"),
         ({"targets": ("gpu",)}, DeviceError, "unknown target 'gpu'.*cpu"),
+        ({"targets": ("tensorrt",)}, DeviceError, "is no target: .* any fp16 bundle. Leave --targ"),
         ({"batches": (0,)}, RequestError, r"batch sizes must be from 1 to 64, got \[0\]"),
         ({"batches": ()}, RequestError, "batch sizes must be"),
         ({"chunks": 0}, RequestError, "chunks must be from 1 to 16, got 0"),

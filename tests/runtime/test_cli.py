@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -149,7 +150,12 @@ def test_verify_and_its_exit_codes(
 ) -> None:
     assert main(["verify", str(demo)]) == 0
     assert "FAIL" not in capsys.readouterr().out
-    assert main(["verify", str(copied), "--device", "cuda"]) == 1
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert main(["verify", str(copied), "--device", "cuda"]) == 1
+        told = capsys.readouterr()
+        assert told.out.count("needs onnxruntime-gpu") == told.out.count("FAIL") == 1
+        assert "device cuda" in told.out
+        assert "1 check(s) failed" in told.err
     golden = copied / "unet" / "golden.safetensors"
     golden.write_bytes(golden.read_bytes()[:-4])
     assert main(["verify", str(copied)]) == 1

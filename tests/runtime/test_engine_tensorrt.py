@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import multiprocessing
 import os
+import shlex
 import shutil
 import sys
 import threading
@@ -609,8 +610,15 @@ def test_what_was_built_is_proven_though_it_was_asked_for_by_name(
         pytest.raises(ed.EngineError, match=r"in fp16 misses its golden vectors: L2 1.0e") as error,
     ):
         pipe.generate(request)
-    command = f"polygraphy run {half_bundle / 'text_encoder' / 'b1.onnx'} --onnxrt --trt "
-    assert f"This names the layer (docs/tensorrt.md has more): {command}" in str(error.value)
+    said = str(error.value)
+    assert (
+        "This names the layer (docs/tensorrt.md has inputs.py, and more): polygraphy run " in said
+    )
+    assert f"polygraphy run {half_bundle / 'text_encoder' / 'b1.onnx'} --onnxrt --trt " in said
+    page = (Path(__file__).parents[2] / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    options = shlex.split(said.partition("--strongly-typed ")[2])
+    assert len(options) == 8
+    assert all(option in shlex.split(page.partition("\npolygraphy run ")[2]) for option in options)
 
 
 def make_picture(bundle: Path, device: str = TENSORRT) -> None:
