@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Final
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders.models import DEMO, Files
 from benchmarks.environments import default_home
-from benchmarks.peers import INTERRUPTED
+from benchmarks.peers import INTERRUPTED, read_folders
 from benchmarks.plots import DRAWINGS, write_plots
 from benchmarks.reports import ROOT, read_report
 from benchmarks.workloads import find_workload
@@ -115,12 +115,12 @@ class Places:
 
     folder : the results files.
     home : the peers' environments, and what is exported.
-    given : folders of the full-size workload that are there already, by name (``NAME=DIR``).
+    given : folders of the full-size workload that are there already, by name.
     """
 
     folder: Path
     home: Path
-    given: tuple[str, ...] = ()
+    given: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def exported(self) -> Path:
@@ -131,10 +131,8 @@ class Places:
         """The folder of a bundle that a step reads."""
         if name != FULL_SIZE_BUNDLE:
             return self.exported / name
-        found = [folder for key, _, folder in (text.partition("=") for text in self.given)
-                 if key == "bundle"]  # fmt: skip
         made = Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}).target("bundle")
-        return Path(found[-1]) if found else made  # made by the step of the peers
+        return self.given.get("bundle", made)  # made by the step of the peers
 
     def command(self, step: Step) -> list[str]:
         """The command line of a step."""
@@ -143,7 +141,7 @@ class Places:
         if step.has_peers:
             words += ["--home", str(self.home)]
         if FULL_SIZE_WORKLOAD in words:
-            words += [word for text in self.given for word in ("--given", text)]
+            words += [word for key, at in self.given.items() for word in ("--given", f"{key}={at}")]
         path = str(ROOT / "benchmarks" / script)
         return [sys.executable, path, *words, "--json", str(self.folder / step.result)]
 
@@ -226,6 +224,10 @@ def main(
     ] = None,
 ) -> None:
     """Make all results, plots and tables; exit code 1 where a program failed."""
+    try:
+        folders = read_folders(given or ())
+    except RequestError as error:
+        raise typer.BadParameter(str(error)) from error
     known = (*STEPS, *FULL_SIZE * full_size, *JUDGED * judged)
     steps = [step for step in known if only in step.result]
     if not steps:
@@ -234,7 +236,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     if missing:
         steps = [step for step in steps if not is_there(folder / step.result)]
-    places = Places(folder.resolve(), (home or default_home()).resolve(), tuple(given or ()))
+    places = Places(folder.resolve(), (home or default_home()).resolve(), folders)
     faults = run_steps(steps, places)
     for path in draw_all(folder):
         console.print(str(path), markup=False)

@@ -47,13 +47,13 @@ class Runs:
         return next(self.codes)
 
 
-def places(folder: Path, *given: str) -> Places:
-    return Places(folder, Path("home"), given)
+def places(folder: Path, **given: str) -> Places:
+    return Places(folder, Path("home"), {name: Path(at) for name, at in given.items()})
 
 
 def test_every_step_writes_its_file_into_the_folder(tmp_path: Path) -> None:
     runs = Runs(0, 0)
-    assert run_steps([A, B], places(tmp_path, "bundle=here"), runs) == {}
+    assert run_steps([A, B], places(tmp_path, bundle="here"), runs) == {}
     script = str(ROOT / "benchmarks" / "a.py")
     assert runs.commands[0] == [
         sys.executable,
@@ -69,7 +69,7 @@ def test_every_step_writes_its_file_into_the_folder(tmp_path: Path) -> None:
 def test_full_size_folders_that_are_there_are_taken(tmp_path: Path) -> None:
     runs = Runs(0, 0)
     steps = [FULL_SIZE[0], Step("m.json", "memory.py {sd15}")]
-    run_steps(steps, places(tmp_path, "checkpoint=c", "bundle=b"), runs)
+    run_steps(steps, places(tmp_path, checkpoint="c", bundle="b"), runs)
     assert runs.commands[0][3:9] == [
         "--home",
         "home",
@@ -167,11 +167,23 @@ def test_what_can_be_drawn_is_drawn(tmp_path: Path) -> None:
     assert draw_all(tmp_path) == [tmp_path / "plots" / "t.throughput.svg"]
 
 
-def test_an_unknown_result_is_named(tmp_path: Path) -> None:
+def refuse(folder: Path, *options: str) -> str:
+    """What the command says of options that it refuses, having made nothing."""
     app = Typer()
     app.command()(run_all.main)
-    result = CliRunner().invoke(app, [str(tmp_path / "new"), "--only", "peer_shapes"])
-    said = " ".join(re.sub(r"[│\s]+", " ", result.output).split())
+    result = CliRunner().invoke(app, [str(folder / "new"), *options])
     assert result.exit_code == 2
+    assert not (folder / "new").exists()
+    return " ".join(re.sub(r"[│\s]+", " ", result.output).split())
+
+
+def test_an_unknown_result_is_named(tmp_path: Path) -> None:
+    said = refuse(tmp_path, "--only", "peer_shapes")
     assert "--only: no result contains 'peer_shapes': shapes.json, roofline_shapes.json" in said
-    assert not (tmp_path / "new").exists()
+
+
+def test_a_given_folder_is_checked_before_hours_of_work(tmp_path: Path) -> None:
+    said = refuse(tmp_path, "--given", "bundl=.")
+    assert "--given: unknown name 'bundl': did you mean bundle?" in said
+    said = refuse(tmp_path, "--given", "bundle=/no/such")
+    assert "--given: bundle: there is no folder /no/such" in said
