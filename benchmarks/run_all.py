@@ -33,6 +33,7 @@ from benchmarks.peers import INTERRUPTED, read_folders
 from benchmarks.plots import DRAWINGS, write_plots
 from benchmarks.reports import ROOT, read_report
 from benchmarks.workloads import find_workload
+from edgediffusion.bundle import say_size
 from edgediffusion.errors import RequestError
 
 Start = Callable[[Sequence[str]], int]
@@ -76,11 +77,17 @@ DEMO_EXPORTS: Final[Mapping[str, Sequence[str]]] = {
         *("--sampler", "dpmpp_2m", "--guidance", "3"),
     ),
     "demo_sizes": ("--size", "96x96"),
+    "demo_attention_tiles": ("--attention-tiles", "2"),
     "demo_tiled": ("--batch", "2", "--split", "3", "--decoder-tile", "64x64"),
 }
 """Bundles that are made of the demo's checkpoint, and the exporter's options."""
 FULL_SIZE_BUNDLE: Final = "sd15"
 FULL_SIZE_WORKLOAD: Final = "sd15-512"
+FULL_SIZE_EXPORTS: Final[Mapping[str, Sequence[str]]] = {
+    "sd15_parts": ("--batch", "2", "--split", "8", "--decoder-tile", "256x256"),
+    "sd15_attention_tiles": ("--batch", "2", "--attention-tiles", "2"),
+}
+"""Bundles that are made of the full-size checkpoint, beside the one that peers are measured on."""
 
 STEPS: Final = (
     Step("shapes.json", "step_latency.py shapes"),
@@ -101,10 +108,15 @@ FULL_SIZE: Final = (
         "rewrites.json",
         "rewrites.py {sd15} --component unet:2 --component vae_decoder --no-each --rounds 6",
     ),
-    Step("memory_sd15_rewritten.json", "memory.py {sd15} --residency all"),
+    Step("memory_sd15.json", "memory.py {sd15_parts} --tile 256x256"),
+    Step(
+        "tiles_sd15.json",
+        "exports.py fp32={sd15} tiles={sd15_attention_tiles} --number 0 --rounds 6 --device cpu",
+    ),
 )
 JUDGED: Final = (
-    Step("int8.json", "int8.py {demo_fp32} {demo_dynamic} {demo_int8}"),
+    Step("int8.json", "exports.py fp32={demo_fp32} int8-dynamic={demo_dynamic} int8={demo_int8}"),
+    Step("tiles.json", "exports.py fp32={demo_fp32} tiles={demo_attention_tiles}"),
     Step("savings.json", "savings.py shapes --number 1000"),
 )
 
@@ -124,15 +136,19 @@ class Places:
 
     @property
     def exported(self) -> Path:
-        """Where the demo's bundles are exported to."""
+        """Where bundles are exported to."""
         return self.home / "models" / "run-all"
+
+    @property
+    def full_size(self) -> Files:
+        """The folders of the full-size workload; what is not given, its peers' step makes."""
+        return Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}, self.given)
 
     def bundle(self, name: str) -> Path:
         """The folder of a bundle that a step reads."""
         if name != FULL_SIZE_BUNDLE:
             return self.exported / name
-        made = Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}).target("bundle")
-        return self.given.get("bundle", made)  # made by the step of the peers
+        return self.given.get("bundle", self.full_size.target("bundle"))
 
     def command(self, step: Step) -> list[str]:
         """The command line of a step."""
@@ -146,14 +162,19 @@ class Places:
         return [sys.executable, path, *words, "--json", str(self.folder / step.result)]
 
     def exports(self, step: Step) -> list[list[str]]:
-        """The command lines that make the demo's bundles which a step lacks."""
-        lacking = [name for name in step.bundles if name in DEMO_EXPORTS]
-        command = [sys.executable, "-m", "edgediffusion.cli", "export", str(DEMO)]
-        return [
-            [*command, "-o", str(self.bundle(name)), "--size", "128x128", *DEMO_EXPORTS[name]]
-            for name in lacking
-            if not (self.bundle(name) / "manifest.json").exists()
+        """The command lines that make the bundles which a step lacks."""
+        lacking = [
+            name for name in step.bundles if not (self.bundle(name) / "manifest.json").exists()
         ]
+        return [self._export(name) for name in lacking if name != FULL_SIZE_BUNDLE]
+
+    def _export(self, name: str) -> list[str]:
+        full = FULL_SIZE_EXPORTS.get(name)
+        checkpoint = DEMO if full is None else self.full_size.checkpoint_folder
+        options = DEMO_EXPORTS[name] if full is None else full
+        size = "128x128" if full is None else say_size(self.full_size.workload.size)
+        command = [sys.executable, "-m", "edgediffusion.cli", "export", str(checkpoint)]
+        return [*command, "-o", str(self.bundle(name)), "--size", size, *options]
 
 
 def is_there(path: Path) -> bool:

@@ -19,6 +19,7 @@ from benchmarks.run_all import (
     DEMO_EXPORTS,
     FULL_SIZE,
     FULL_SIZE_BUNDLE,
+    FULL_SIZE_EXPORTS,
     FULL_SIZE_WORKLOAD,
     JUDGED,
     STEPS,
@@ -91,7 +92,7 @@ def test_the_folder_of_the_full_size_bundle_is_the_one_that_the_peers_make(tmp_p
 
 def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
     runs = Runs(0, 0, 0)
-    step = Step("i.json", "int8.py {demo_fp32} {demo_int8}")
+    step = Step("i.json", "exports.py fp32={demo_fp32} int8={demo_int8}")
     there = Places(tmp_path, tmp_path / "home").bundle("demo_fp32")
     there.mkdir(parents=True)
     (there / "manifest.json").touch()
@@ -102,13 +103,25 @@ def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
     assert export[6].endswith("demo_int8")
     assert export[9:12] == ["--precision", "int8", "--calibrate"]
     assert Path(export[12]).is_file()
-    assert measure[2:4] == [str(there), export[6]]
+    assert measure[2:4] == [f"fp32={there}", f"int8={export[6]}"]
+
+
+def test_full_size_bundles_are_exported_from_the_checkpoint_that_is_given(tmp_path: Path) -> None:
+    given = places(tmp_path, checkpoint="c", bundle="b")
+    step = Step("t.json", "exports.py fp32={sd15} parts={sd15_parts}")
+    (command,) = given.exports(step)
+    assert command[3:5] == ["export", "c"]
+    assert command[7:11] == ["--size", "512x512", "--batch", "2"]
+    (made,) = places(tmp_path).exports(step)
+    assert Path(made[4]) == Path("home", "checkpoints", "sd15")
 
 
 def test_an_export_that_fails_is_its_steps_failure(tmp_path: Path) -> None:
     runs = Runs(3, 0)
     here = Places(tmp_path, tmp_path / "home")
-    assert run_steps([Step("i.json", "int8.py {demo_fp32}"), A], here, runs) == {"i.json": 3}
+    assert run_steps([Step("i.json", "exports.py fp32={demo_fp32}"), A], here, runs) == {
+        "i.json": 3
+    }
     assert here.exported.is_dir()  # the exporter wants the folder above its own
     assert runs.commands[1][1].endswith("a.py")
 
@@ -128,7 +141,7 @@ def test_the_programs_are_there_and_files_have_names_of_their_own() -> None:
     every = (*STEPS, *FULL_SIZE, *JUDGED)
     for step in every:
         assert (ROOT / "benchmarks" / step.words[0]).is_file()
-        assert set(step.bundles) <= {FULL_SIZE_BUNDLE, *DEMO_EXPORTS}
+        assert set(step.bundles) <= {FULL_SIZE_BUNDLE, *FULL_SIZE_EXPORTS, *DEMO_EXPORTS}
     assert len({step.result for step in every}) == len(every)
 
 
