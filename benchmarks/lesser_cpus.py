@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import edgediffusion as ed
 from benchmarks.paired import estimate, ratios
-from benchmarks.reports import head, write_report
+from benchmarks.reports import bundle_facts, head, write_report
 from edgediffusion.auto import Chooser
 from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.errors import EngineError
@@ -123,8 +123,8 @@ def measure(
 ) -> None:
     """Look at every lesser CPU in turn; print a table."""
     opened = ed.Bundle.open(bundle)
-    report = head(SCHEMA) | {
-        "bundle": {"name": opened.manifest.name, "sha256": opened.sha256},
+    report = head(SCHEMA) | bundle_facts(opened)
+    report |= {
         "gate": opened.manifest.gates["fp32"],
         "emulator": emulator(),
         "openvino": {

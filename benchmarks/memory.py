@@ -4,7 +4,8 @@
     python benchmarks/memory.py BUNDLE --tile 256x256 --json benchmarks/results/MACHINE/memory.json
 
 Every way runs in a process of its own, whose largest resident memory (mapped pages count) is read
-from the system once the picture is there. A first start finds an empty engine cache, a next start
+from the system once all pictures are there: what a pool grows by in a second step, and in a second
+picture, is in it. A first start finds an empty engine cache, a next start
 what the first one left. Times are processor seconds, which a busy machine disturbs less than the
 clock. ``--residency`` measures one of them now; the others are added to the same report later.
 """
@@ -33,12 +34,13 @@ from benchmarks.sameness import psnr_db
 from edgediffusion.bundle import parse_size
 from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
 from edgediffusion.graph_bytes import read_graph_bytes
-from edgediffusion.machine import peak_memory_mib
+from edgediffusion.machine import peak_memory_mib, resident_memory_mib
 from edgediffusion.memory_limit import estimate, request_graphs
 from edgediffusion.request import plan_request
 
 SCHEMA: Final = "edgediffusion-memory/1"
 MIB: Final = 1 << 20
+PICTURES: Final = 2
 
 app = typer.Typer(add_completion=False)
 
@@ -77,7 +79,7 @@ def main(
     bundle: Path,
     out: Annotated[Path, typer.Option("--json")] = Path("memory.json"),
     tile: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the decoder's tiles.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the picture.")] = 1,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of a picture.")] = 2,
     residency: Annotated[str | None, typer.Option(help="Measure this one only.")] = None,
     work: Annotated[Path, typer.Option(help="Caches and pictures.")] = Path("memory-work"),
     child: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -103,7 +105,8 @@ def main(
 
 def begin(out: Path, bundle: ed.Bundle, steps: int) -> Report:
     """The report so far where it is of this bundle, else an empty one."""
-    facts = {"bundle": bundle.manifest.name, "bundle_sha256": bundle.sha256, "steps": steps}
+    facts = {"bundle": bundle.manifest.name, "bundle_sha256": bundle.sha256}
+    facts |= {"steps": steps, "pictures": PICTURES}
     if out.exists():
         found = read_report(out, [SCHEMA])
         if found.items() >= facts.items():
@@ -129,11 +132,12 @@ def make_picture(bundle: Path, way: Way, steps: int, work: Path) -> Report:
     """Make the picture here and now; return its peak memory and times."""
     with ed.Pipeline.open(bundle, device="cpu", residency=way.residency) as pipe:
         start = time.process_time()
-        result = pipe.generate(way.request(steps))
+        first, *_, result = (pipe.generate(way.request(steps)) for _ in range(PICTURES))
         figures = {
             "peak_mib": peak_memory_mib(),
-            "picture_cpu_s": time.process_time() - start,
-            "stages_ms": result.timings.stages,
+            "resting_mib": resident_memory_mib(),
+            "pictures_cpu_s": time.process_time() - start,
+            "stages_ms": first.timings.stages,
             "step_ms": result.timings.step,
         }
         if way.start == "next":
@@ -182,16 +186,18 @@ def memory_table(report: Report) -> str:
     for name, way in report["ways"].items():
         step = way.get("step_cpu_s")
         price = f"{min(step) / min(base):.2f}" if step and base else "-"
-        memory = f"{way['peak_mib']:,.0f} MiB", f"{way['estimate_mib']:,.0f} MiB"
+        memory = [f"{way[key]:,.0f} MiB" for key in ("peak_mib", "resting_mib", "estimate_mib")]
         loading = f"{way['stages_ms']['load'] / 1e3:.1f} s"
         rows.append([name, *memory, price, loading, _picture(way)])
-    columns = ["residency", "peak memory", "estimate", "time of a step", "loading", "picture"]
+    columns = ["residency", "peak memory", "at rest", "estimate", "time of a step", "loading",
+               "picture"]  # fmt: skip
     facts, first = report["machine"], next(iter(report["ways"].values()))
     return (
         f"{report['bundle']}, weights {first['weights_mib']:,.0f} MiB in fp32; ONNX Runtime "
         f"{facts['libraries']['onnxruntime']}, {facts['cores']} cores of {facts['cpu']}, shared "
-        "with other work. Time of a step is processor time over that of `all`; loading is by the "
-        "clock, all graphs together; the picture is compared with that of `all`.\n\n"
+        f"with other work. {report['pictures']} pictures of {report['steps']} steps; at rest: "
+        "after them. Time of a step is processor time over that of `all`; loading is by the clock, "
+        "all graphs together; the picture is compared with that of `all`.\n\n"
         + markdown(columns, rows)
     )
 

@@ -27,7 +27,7 @@ import typer
 # Run as a script, the repository's root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.reports import Report, head, markdown, said_errors, write_report
+from benchmarks.reports import Report, bundle_facts, head, markdown, said_errors, write_report
 from edgediffusion.bundle import Bundle
 from edgediffusion.engine import EngineOptions, resolve_device
 from edgediffusion.errors import EngineError, RequestError
@@ -85,8 +85,8 @@ def profile(bundle: Bundle, options: Options) -> Report:
     spec = bundle.graph(
         options.component, batch=options.batch, size=sizes[0], variant=options.variant
     )
-    report = head(SCHEMA) | {
-        "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
+    report = head(SCHEMA) | bundle_facts(bundle)
+    report |= {
         "options": asdict(options) | {"device": device},
         "graph": spec.file,
     }

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from edgediffusion.bundle import Bundle
 from edgediffusion.errors import EdgeDiffusionError, OutputError, RequestError, choices
 from edgediffusion.files import write_atomically
 from edgediffusion.machine import machine_facts
@@ -37,6 +38,11 @@ def head(schema: str) -> Report:
         "commit": commit(),
         "machine": machine_facts(),
     }
+
+
+def bundle_facts(bundle: Bundle) -> Report:
+    """What a report says of the bundle that was measured."""
+    return {"bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256}}
 
 
 def commit() -> str | None:

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.ceilings import Ceiling, ceilings, last_level_cache
 from benchmarks.flops import count
 from benchmarks.paired import Estimate, estimate, ratios
-from benchmarks.reports import Report, head, markdown, said_errors, write_report
+from benchmarks.reports import Report, bundle_facts, head, markdown, said_errors, write_report
 from edgediffusion.bundle import Bundle
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.engine_ort import cpu_path
@@ -118,8 +118,8 @@ def roofline(
             file: _graph_facts(engine, bundle.path / file, samples[file])
             for file, (_, engine) in engines.items()
         }
+    report |= bundle_facts(bundle)
     return report | {
-        "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
         "options": asdict(options) | {"device": device},
         "last_level_cache": last_level_cache(),
         "ceilings": {name: _ceiling_facts(top, samples[name]) for name, top in tops.items()},

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Final
@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders.models import DEMO, Files
 from benchmarks.environments import default_home
-from benchmarks.peers import INTERRUPTED
+from benchmarks.peers import INTERRUPTED, read_folders
 from benchmarks.plots import DRAWINGS, write_plots
 from benchmarks.reports import ROOT, read_report
 from benchmarks.workloads import find_workload
+from edgediffusion.bundle import say_size
 from edgediffusion.errors import RequestError
 
 Start = Callable[[Sequence[str]], int]
@@ -76,11 +77,17 @@ DEMO_EXPORTS: Final[Mapping[str, Sequence[str]]] = {
         *("--sampler", "dpmpp_2m", "--guidance", "3"),
     ),
     "demo_sizes": ("--size", "96x96"),
+    "demo_attention_tiles": ("--attention-tiles", "2"),
     "demo_tiled": ("--batch", "2", "--split", "3", "--decoder-tile", "64x64"),
 }
 """Bundles that are made of the demo's checkpoint, and the exporter's options."""
 FULL_SIZE_BUNDLE: Final = "sd15"
 FULL_SIZE_WORKLOAD: Final = "sd15-512"
+FULL_SIZE_EXPORTS: Final[Mapping[str, Sequence[str]]] = {
+    "sd15_parts": ("--batch", "2", "--split", "8", "--decoder-tile", "256x256"),
+    "sd15_attention_tiles": ("--batch", "2", "--attention-tiles", "2"),
+}
+"""Bundles that are made of the full-size checkpoint, beside the one that peers are measured on."""
 
 STEPS: Final = (
     Step("shapes.json", "step_latency.py shapes"),
@@ -101,10 +108,15 @@ FULL_SIZE: Final = (
         "rewrites.json",
         "rewrites.py {sd15} --component unet:2 --component vae_decoder --no-each --rounds 6",
     ),
-    Step("memory_sd15_rewritten.json", "memory.py {sd15} --residency all"),
+    Step("memory_sd15.json", "memory.py {sd15_parts} --tile 256x256"),
+    Step(
+        "tiles_sd15.json",
+        "exports.py fp32={sd15} tiles={sd15_attention_tiles} --number 0 --rounds 6 --device cpu",
+    ),
 )
 JUDGED: Final = (
-    Step("int8.json", "int8.py {demo_fp32} {demo_dynamic} {demo_int8}"),
+    Step("int8.json", "exports.py fp32={demo_fp32} int8-dynamic={demo_dynamic} int8={demo_int8}"),
+    Step("tiles.json", "exports.py fp32={demo_fp32} tiles={demo_attention_tiles}"),
     Step("savings.json", "savings.py shapes --number 1000"),
 )
 
@@ -115,26 +127,28 @@ class Places:
 
     folder : the results files.
     home : the peers' environments, and what is exported.
-    given : folders of the full-size workload that are there already, by name (``NAME=DIR``).
+    given : folders of the full-size workload that are there already, by name.
     """
 
     folder: Path
     home: Path
-    given: tuple[str, ...] = ()
+    given: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def exported(self) -> Path:
-        """Where the demo's bundles are exported to."""
+        """Where bundles are exported to."""
         return self.home / "models" / "run-all"
+
+    @property
+    def full_size(self) -> Files:
+        """The folders of the full-size workload; what is not given, its peers' step makes."""
+        return Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}, self.given)
 
     def bundle(self, name: str) -> Path:
         """The folder of a bundle that a step reads."""
         if name != FULL_SIZE_BUNDLE:
             return self.exported / name
-        found = [folder for key, _, folder in (text.partition("=") for text in self.given)
-                 if key == "bundle"]  # fmt: skip
-        made = Files(find_workload(FULL_SIZE_WORKLOAD), self.home, {}).target("bundle")
-        return Path(found[-1]) if found else made  # made by the step of the peers
+        return self.given.get("bundle", self.full_size.target("bundle"))
 
     def command(self, step: Step) -> list[str]:
         """The command line of a step."""
@@ -143,19 +157,24 @@ class Places:
         if step.has_peers:
             words += ["--home", str(self.home)]
         if FULL_SIZE_WORKLOAD in words:
-            words += [word for text in self.given for word in ("--given", text)]
+            words += [word for key, at in self.given.items() for word in ("--given", f"{key}={at}")]
         path = str(ROOT / "benchmarks" / script)
         return [sys.executable, path, *words, "--json", str(self.folder / step.result)]
 
     def exports(self, step: Step) -> list[list[str]]:
-        """The command lines that make the demo's bundles which a step lacks."""
-        lacking = [name for name in step.bundles if name in DEMO_EXPORTS]
-        command = [sys.executable, "-m", "edgediffusion.cli", "export", str(DEMO)]
-        return [
-            [*command, "-o", str(self.bundle(name)), "--size", "128x128", *DEMO_EXPORTS[name]]
-            for name in lacking
-            if not (self.bundle(name) / "manifest.json").exists()
+        """The command lines that make the bundles which a step lacks."""
+        lacking = [
+            name for name in step.bundles if not (self.bundle(name) / "manifest.json").exists()
         ]
+        return [self._export(name) for name in lacking if name != FULL_SIZE_BUNDLE]
+
+    def _export(self, name: str) -> list[str]:
+        full = FULL_SIZE_EXPORTS.get(name)
+        checkpoint = DEMO if full is None else self.full_size.checkpoint_folder
+        options = DEMO_EXPORTS[name] if full is None else full
+        size = "128x128" if full is None else say_size(self.full_size.workload.size)
+        command = [sys.executable, "-m", "edgediffusion.cli", "export", str(checkpoint)]
+        return [*command, "-o", str(self.bundle(name)), "--size", size, *options]
 
 
 def is_there(path: Path) -> bool:
@@ -226,6 +245,10 @@ def main(
     ] = None,
 ) -> None:
     """Make all results, plots and tables; exit code 1 where a program failed."""
+    try:
+        folders = read_folders(given or ())
+    except RequestError as error:
+        raise typer.BadParameter(str(error)) from error
     known = (*STEPS, *FULL_SIZE * full_size, *JUDGED * judged)
     steps = [step for step in known if only in step.result]
     if not steps:
@@ -234,7 +257,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     if missing:
         steps = [step for step in steps if not is_there(folder / step.result)]
-    places = Places(folder.resolve(), (home or default_home()).resolve(), tuple(given or ()))
+    places = Places(folder.resolve(), (home or default_home()).resolve(), folders)
     faults = run_steps(steps, places)
     for path in draw_all(folder):
         console.print(str(path), markup=False)

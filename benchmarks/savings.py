@@ -46,7 +46,9 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "tiny decoder": {"decoder": "tiny"},
     "12 steps": {"steps": 12},
     "8 steps": {"steps": 8},
+    "10 steps": {"steps": 10},
     "10 steps of dpmpp_2s": {"steps": 10, "sampler": "dpmpp_2s"},
+    "10 steps, guidance above noise 1.5": {"steps": 10, "guidance_interval": (1.5, float("inf"))},
     "preset fast": {"preset": "fast", "steps": None},
 }
 SAVE_EVERY: Final = 25

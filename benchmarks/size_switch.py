@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import edgediffusion as ed
 from benchmarks.paired import estimate
-from benchmarks.reports import Report, head, markdown, write_report
+from benchmarks.reports import Report, bundle_facts, head, markdown, write_report
 from edgediffusion.bundle import say_size
 from edgediffusion.errors import RequestError
 
@@ -109,12 +109,11 @@ def main(
     opened = ed.Bundle.open(bundle)
     if len(opened.manifest.sizes) < 2:
         raise RequestError(f"{bundle} has one size: export it with --size twice")
-    facts = {"bundle": {"name": opened.manifest.name, "sha256": opened.sha256}}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ["EDGEDIFFUSION_CACHE"] = cache
         samples = measure(opened, rounds)
     counts = {"steps": STEPS, "rounds": rounds}
-    report: Report = head(SCHEMA) | facts | counts
+    report: Report = head(SCHEMA) | bundle_facts(opened) | counts
     report |= {"bytes": disk_bytes(opened), "samples": samples}
     print(sizes_table(report))
     if out is not None:

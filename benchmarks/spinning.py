@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import edgediffusion as ed
 from benchmarks.lesser_cpus import graphs_of
 from benchmarks.paired import estimate, ratios
-from benchmarks.reports import head, markdown, write_report
+from benchmarks.reports import bundle_facts, head, markdown, write_report
 from edgediffusion.engine_ort import SPINNING
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.timing import time_call
@@ -101,8 +101,7 @@ def main(
 ) -> None:
     """Measure a bundle's graphs; print a table."""
     opened = ed.Bundle.open(bundle)
-    facts = {"bundle": {"name": opened.manifest.name, "sha256": opened.sha256}}
-    report = head(SCHEMA) | facts | {"samples": measure(opened, rounds)}
+    report = head(SCHEMA) | bundle_facts(opened) | {"samples": measure(opened, rounds)}
     print(spinning_table(report))
     if out is not None:
         write_report(out, report)

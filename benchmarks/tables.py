@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
+from benchmarks.exports import exports_table
 from benchmarks.gpu_tables import layout
-from benchmarks.int8 import int8_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios
@@ -232,7 +232,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_quality": sampler_quality,
     "savings": savings,
     "plots": plots,
-    "int8": lambda: int8_table(read(RESULTS / "int8.json")),
+    "int8": lambda: exports_table(read(RESULTS / "int8.json")),
+    "tiles": lambda: where_measured("tiles.json", exports_table),
+    "tiles_sd15": lambda: where_measured("tiles_sd15.json", exports_table),
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
@@ -248,7 +250,6 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
         plans_report(read(RESULTS / f"plan_builds_{model}.json")) for model in ("sd15", "shapes")
     ),
     "memory_sd15": lambda: where_measured("memory_sd15.json", memory_table),
-    "memory_sd15_rewritten": lambda: where_measured("memory_sd15_rewritten.json", memory_table),
     "rewrites": lambda: rewrites_table(read(RESULTS / "rewrites.json")),
     "roofline_sd15": lambda: roofline_table(read(RESULTS / "roofline_sd15.json")),
     "memory_shapes": lambda: memory_table(read(RESULTS / "memory_shapes.json")),

@@ -29,7 +29,7 @@ import edgediffusion as ed
 from benchmarks.energy import Counters, find_counters
 from benchmarks.gpu_use import gpu_use
 from benchmarks.paired import Estimate, estimate, ratios
-from benchmarks.reports import Report, head, markdown, said_errors, write_report
+from benchmarks.reports import Report, bundle_facts, head, markdown, said_errors, write_report
 from edgediffusion.errors import RequestError
 from edgediffusion.rounds import measure
 from edgediffusion.timing import summarize
@@ -119,8 +119,8 @@ def throughput(
         samples = measure(workloads, options.rounds, on_progress)
         opened, device = pipe.bundle, pipe.device
     gpu_absent = next((each.gpu_absent for each in workloads.values() if each.gpu_absent), None)
+    report |= bundle_facts(opened)
     return report | {
-        "bundle": {"name": opened.manifest.name, "sha256": opened.sha256},
         "options": asdict(options) | {"device": device},
         "absent": dict(counters.absent) | ({"GPU use": gpu_absent} if gpu_absent else {}),
         "workloads": {name: each.facts(samples[name]) for name, each in workloads.items()},

@@ -78,7 +78,6 @@ class Files:
         """The checkpoint that all work on."""
         if self.workload.architecture == "shapes":
             return DEMO
-        target = self.home / "checkpoints" / self.workload.architecture
         command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py")]
         options = ["--dtype", self.workload.dtype, "--force"]
         stamp = " ".join(["make_checkpoint", self.workload.architecture, *options])
@@ -86,7 +85,13 @@ class Files:
         def make(folder: Path) -> None:
             self.run([*command, self.workload.architecture, "-o", str(folder), *options])
 
-        return made_once(target, stamp, make)
+        return made_once(self.checkpoint_folder, stamp, make)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the checkpoint is, or is made."""
+        made = self.home / "checkpoints" / self.workload.architecture
+        return self.given.get("checkpoint", made)
 
     def exported(self, name: str) -> Path:
         """What one exporter makes of the checkpoint."""

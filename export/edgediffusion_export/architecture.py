@@ -64,6 +64,8 @@ class Architecture:
 
     downsampling : pixels of the picture per latent, along one side.
     granularity : a picture's sides must be multiples of this many pixels.
+    attention_step : pixels for each place of the UNet's largest self-attention, along one side;
+        None where only its middle attends, or nothing says which blocks do.
     default_size : (height, width) in pixels that the UNet was trained at.
     deep_channels : channels of the features that DeepCache keeps: those between the layers of the
         UNet's last up block.
@@ -82,6 +84,7 @@ class Architecture:
     scaling_factor: float
     shift_factor: float
     train_timesteps: int
+    attention_step: int | None = None
 
     @property
     def width(self) -> int:
@@ -118,6 +121,7 @@ def read_architecture(configs: Mapping[str, Config], scheduler: Config) -> Archi
         scaling_factor=float(vae.get("scaling_factor") or 0.18215),
         shift_factor=float(vae.get("shift_factor") or 0.0),
         train_timesteps=int(scheduler.get("num_train_timesteps") or 1000),
+        attention_step=_attention_step(unet, downsampling),
     )
 
 
@@ -136,12 +140,20 @@ def check_size(size: Size, architecture: Architecture) -> None:
 
 
 def check_tiles(size: Size, tiles: int, architecture: Architecture) -> None:
-    """Raise RequestError unless the latents of a picture can be cut into that many tiles a side."""
-    sides = tuple(side // architecture.downsampling for side in size)
+    """Raise RequestError unless the UNet's largest attention can be cut into so many a side."""
+    if tiles == 1:
+        return
+    if architecture.attention_step is None:
+        raise RequestError(
+            "attention tiles: this UNet has no block outside its middle that attends: leave "
+            "--attention-tiles out"
+        )
+    sides = tuple(side // architecture.attention_step for side in size)
     if any(side % tiles for side in sides):
         raise RequestError(
-            f"attention tiles: a picture of {size[0]}x{size[1]} has {sides[0]}x{sides[1]} latents, "
-            f"which cannot be cut into {tiles} tiles a side; use 2, or a size that divides"
+            f"attention tiles: in a picture of {size[0]}x{size[1]} the largest attention is over "
+            f"{sides[0]}x{sides[1]} places, which cannot be cut into {tiles} tiles a side; use 2, "
+            "or a size that divides"
         )
 
 
@@ -171,6 +183,15 @@ def _check_present(configs: Mapping[str, Config]) -> None:
                     f"{part}/config.json has {field} {value!r}, expected positive numbers: the "
                     "file is damaged or of another kind of network"
                 )
+
+
+def _attention_step(unet: Config, downsampling: int) -> int | None:
+    """Each block that downsamples, which is all but the last one, halves the sides."""
+    kinds = unet.get("down_block_types")
+    named = kinds if isinstance(kinds, list) else []
+    depths = (depth for depth, kind in enumerate(named) if "CrossAttn" in str(kind))
+    depth = next(depths, None)
+    return None if depth is None else downsampling * 2**depth
 
 
 def _text_shape(config: Config) -> TextShape:

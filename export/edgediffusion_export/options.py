@@ -33,8 +33,8 @@ class ExportOptions:
     batches : batch sizes of the UNet's graphs; 2 lets guidance run as one call.
     chunks : the longest prompt that the UNet gets graphs for, in chunks of the text encoder.
     deepcache : add the graphs of the UNet that let requests take shallow steps.
-    attention_tiles : tiles a side within which the UNet's top resolution attends to itself; 1 is
-        the checkpoint's own attention.
+    attention_tiles : tiles a side within which the UNet attends to itself, at the highest
+        resolution where it does; 1 is the checkpoint's own attention.
     rewrites : names of the exact rewrites for CPUs that compute in float32 (``REWRITES``).
     split : cut the UNet's graphs into so many parts as well, for machines with little memory.
     decoder_tiles : pictures' (height, width) that only the decoders get graphs for, so that larger

@@ -62,6 +62,9 @@ class Backend(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Compute all outputs, in the order of the graph's spec; the arrays are the caller's."""
 
+    def rest(self) -> None:
+        """Give back the memory that runs work in, where that can be had; the next one takes it."""
+
     def close(self) -> None:
         """Free the memory of the graph."""
 
@@ -94,6 +97,11 @@ class Engine:
             raise EngineError(f"{self.spec.file} got wrong inputs:\n  " + "\n  ".join(faults))
         outputs = self._backend.run(inputs)
         return {tensor.name: out for tensor, out in zip(self.spec.outputs, outputs, strict=True)}
+
+    def rest(self) -> None:
+        """Give back what only a run needs in memory; the engine stays loaded."""
+        if self._backend is not None:
+            self._backend.rest()
 
     def close(self) -> None:
         """Free the graph's memory; closing twice is fine."""

@@ -78,6 +78,9 @@ class BoundBackend:
         if capture:
             self._run(zeros, None)
 
+    def rest(self) -> None:
+        """Buffers stay where they are: a captured run works in them."""
+
     def close(self) -> None:
         """Free the buffers and the session."""
         self._inputs.clear()

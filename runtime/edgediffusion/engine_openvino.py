@@ -157,6 +157,7 @@ class OpenVinoCompiler:
     device: Any
     arithmetic: Arithmetic
     settings: Mapping[str, str]
+    pooled: bool = False  # OpenVINO keeps its memory to itself
 
     def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
         """Compile the graph at ``path``; leave in ``folder`` what ``load`` needs."""

@@ -46,6 +46,9 @@ class PartsBackend:
             values = {name: value for name, value in values.items() if name in wanted}
         return [values[tensor.name] for tensor in self._spec.outputs]
 
+    def rest(self) -> None:
+        """Nothing is held between two runs."""
+
     def close(self) -> None:
         """Nothing is held between two runs."""
 

@@ -38,17 +38,28 @@ def machine_facts() -> dict[str, Any]:
 
 def peak_memory_mib() -> float | None:
     """Return the largest resident memory of this process so far, in MiB, where the OS tells."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+    if (peak := _status_mib("VmHWM")) is not None:
+        return peak
     if sys.platform == "win32":
         return None
     import resource
 
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def resident_memory_mib() -> float | None:
+    """Return the resident memory of this process, mapped pages included, in MiB; only on Linux."""
+    return _status_mib("VmRSS")
+
+
+def _status_mib(field: str) -> float | None:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+    return None
 
 
 def _memory_gib() -> float | None:

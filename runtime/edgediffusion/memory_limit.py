@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +31,8 @@ HELD: Final = 1.2
 """What a graph that stays holds, over its weights. Stable Diffusion 1.5 came to 1.0: its weights
 are mapped as its kernels want them. The rest is for CPUs whose kernels keep a second layout."""
 WORKING: Final = 1.2
-"""The pool that a graph that stays has for its values, over those that live at one time. Stable
-Diffusion 1.5 came to 1.0."""
+"""The pool that a graph has for its values until its component's turn is over, over those that live
+at one time. Stable Diffusion 1.5 came to 1.0."""
 PART_HELD: Final = 1.6
 """What a part holds, over its weights: some kernels keep a second layout of theirs. Of the eight
 parts of Stable Diffusion 1.5's UNet, the one with the most of these came to 1.58."""
@@ -108,9 +108,8 @@ def estimate(bundle: Bundle, graphs: Sequence[GraphSpec], residency: Residency) 
     if residency == "stream":
         needs = [[_pieces(bundle, graph) for graph in group] for group in together]
         return LIBRARIES + max(map(_in_parts, needs))
-    if residency == "all":
-        together = [list(graphs)]
-    return LIBRARIES + max(_staying([_bytes(bundle, graph) for graph in g]) for g in together)
+    turns = [[_bytes(bundle, graph) for graph in group] for group in together]
+    return LIBRARIES + (_staying(turns) if residency == "all" else max(map(_turn, turns)))
 
 
 def request_graphs(bundle: Bundle, plan: Plan, tile: Size) -> list[GraphSpec]:
@@ -137,13 +136,28 @@ def _rows(plan: Plan) -> set[int]:
     return {2} if always else {1, 2}
 
 
-def _staying(graphs: Sequence[GraphBytes]) -> int:
-    """The most bytes that graphs take which stay, with their pools, once they have run."""
-    most = held = 0
-    for graph in graphs:
-        most = max(most, held + round(LOADING * graph.weights))
-        held += round(HELD * graph.weights) + round(WORKING * graph.working)
-    return max(most, held)
+def _staying(turns: Sequence[Sequence[GraphBytes]]) -> int:
+    """The most bytes that components take whose graphs stay once they were loaded."""
+    before = accumulate((_held(turn) for turn in turns), initial=0)
+    first = max(held + _turn(turn) for held, turn in zip(before, turns, strict=False))
+    return max(first, sum(map(_held, turns)) + max(map(_pools, turns)))
+
+
+def _turn(graphs: Sequence[GraphBytes]) -> int:
+    """The most bytes that a component takes in its turn: loading graphs, then running them.
+
+    Graphs are all loaded before the first of them runs.
+    """
+    loading = max(_held(graphs[:n]) + round(LOADING * g.weights) for n, g in enumerate(graphs))
+    return max(loading, _held(graphs) + _pools(graphs))
+
+
+def _held(graphs: Sequence[GraphBytes]) -> int:
+    return sum(round(HELD * graph.weights) for graph in graphs)
+
+
+def _pools(graphs: Sequence[GraphBytes]) -> int:
+    return sum(round(WORKING * graph.working) for graph in graphs)
 
 
 def _in_parts(loaded: Sequence[Sequence[GraphBytes]]) -> int:

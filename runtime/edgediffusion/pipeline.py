@@ -237,6 +237,7 @@ class Pipeline:
                 if state.index + 1 < state.total:
                     yield step
             images = self._decode(plan, state.latents, watch)
+            self._residents.rest()
             result = Result(
                 images=images,
                 latents=state.latents,

@@ -11,7 +11,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "fast": MappingProxyType(
             {
                 "steps": 10,
-                "sampler": "dpmpp_2s",
+                "sampler": "dpmpp_2m",
                 "guidance_interval": (1.0, float("inf")),
             }
         ),

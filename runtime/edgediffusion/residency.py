@@ -13,7 +13,7 @@ from edgediffusion.timing import Stopwatch
 
 Residency = Literal["all", "one", "stream"]
 """``all`` graphs stay once they are loaded; of ``one`` component at a time; ``stream`` also loads
-the UNet part by part, at every step anew."""
+the UNet part by part, at every step anew. What graphs work in is only that of one component."""
 
 RESIDENCIES: Final[tuple[Residency, ...]] = get_args(Residency)
 
@@ -30,15 +30,19 @@ class Residents:
     ) -> None:
         self._open = open_graph
         self._engines: dict[str, Engine] = {}
+        self._turn: str | None = None
         self.residency = residency
 
     def get(self, spec: GraphSpec, watch: Stopwatch | None = None) -> Engine:
         """Return a graph's engine; loading it takes the place of others as residency demands."""
         lean = self.residency == "stream"
         name = _name(spec, lean)
+        if component_name(spec) != self._turn:
+            self.rest()
+            self._turn = component_name(spec)
         if name not in self._engines:
             if self.residency != "all":
-                self._close(lambda other: component_name(other) != component_name(spec))
+                self._close(lambda other: component_name(other) != self._turn)
             with (watch or Stopwatch())("load"):
                 self._engines[name] = self._open(spec, lean)
         return self._engines[name]
@@ -49,6 +53,11 @@ class Residents:
             self.close()
         self.residency = residency
         self._close(lambda spec: spec.size is not None and spec.size not in sizes)
+
+    def rest(self) -> None:
+        """Give back what graphs had to work in; those that are loaded stay so."""
+        for engine in self._engines.values():
+            engine.rest()
 
     def close(self) -> None:
         """Let go of all graphs."""

@@ -105,6 +105,9 @@ class TensorRtBackend:
         self._cuda.synchronize(self._stream)
         return outputs
 
+    def rest(self) -> None:
+        """Buffers stay where they are: a captured run works in them."""
+
     def close(self) -> None:
         """Free the graph, the buffers, the context and the engine, in this order."""
         self._used.close()

@@ -19,6 +19,7 @@ from benchmarks.run_all import (
     DEMO_EXPORTS,
     FULL_SIZE,
     FULL_SIZE_BUNDLE,
+    FULL_SIZE_EXPORTS,
     FULL_SIZE_WORKLOAD,
     JUDGED,
     STEPS,
@@ -47,13 +48,13 @@ class Runs:
         return next(self.codes)
 
 
-def places(folder: Path, *given: str) -> Places:
-    return Places(folder, Path("home"), given)
+def places(folder: Path, **given: str) -> Places:
+    return Places(folder, Path("home"), {name: Path(at) for name, at in given.items()})
 
 
 def test_every_step_writes_its_file_into_the_folder(tmp_path: Path) -> None:
     runs = Runs(0, 0)
-    assert run_steps([A, B], places(tmp_path, "bundle=here"), runs) == {}
+    assert run_steps([A, B], places(tmp_path, bundle="here"), runs) == {}
     script = str(ROOT / "benchmarks" / "a.py")
     assert runs.commands[0] == [
         sys.executable,
@@ -69,7 +70,7 @@ def test_every_step_writes_its_file_into_the_folder(tmp_path: Path) -> None:
 def test_full_size_folders_that_are_there_are_taken(tmp_path: Path) -> None:
     runs = Runs(0, 0)
     steps = [FULL_SIZE[0], Step("m.json", "memory.py {sd15}")]
-    run_steps(steps, places(tmp_path, "checkpoint=c", "bundle=b"), runs)
+    run_steps(steps, places(tmp_path, checkpoint="c", bundle="b"), runs)
     assert runs.commands[0][3:9] == [
         "--home",
         "home",
@@ -91,7 +92,7 @@ def test_the_folder_of_the_full_size_bundle_is_the_one_that_the_peers_make(tmp_p
 
 def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
     runs = Runs(0, 0, 0)
-    step = Step("i.json", "int8.py {demo_fp32} {demo_int8}")
+    step = Step("i.json", "exports.py fp32={demo_fp32} int8={demo_int8}")
     there = Places(tmp_path, tmp_path / "home").bundle("demo_fp32")
     there.mkdir(parents=True)
     (there / "manifest.json").touch()
@@ -102,13 +103,25 @@ def test_a_bundle_that_a_step_lacks_is_exported_first(tmp_path: Path) -> None:
     assert export[6].endswith("demo_int8")
     assert export[9:12] == ["--precision", "int8", "--calibrate"]
     assert Path(export[12]).is_file()
-    assert measure[2:4] == [str(there), export[6]]
+    assert measure[2:4] == [f"fp32={there}", f"int8={export[6]}"]
+
+
+def test_full_size_bundles_are_exported_from_the_checkpoint_that_is_given(tmp_path: Path) -> None:
+    given = places(tmp_path, checkpoint="c", bundle="b")
+    step = Step("t.json", "exports.py fp32={sd15} parts={sd15_parts}")
+    (command,) = given.exports(step)
+    assert command[3:5] == ["export", "c"]
+    assert command[7:11] == ["--size", "512x512", "--batch", "2"]
+    (made,) = places(tmp_path).exports(step)
+    assert Path(made[4]) == Path("home", "checkpoints", "sd15")
 
 
 def test_an_export_that_fails_is_its_steps_failure(tmp_path: Path) -> None:
     runs = Runs(3, 0)
     here = Places(tmp_path, tmp_path / "home")
-    assert run_steps([Step("i.json", "int8.py {demo_fp32}"), A], here, runs) == {"i.json": 3}
+    assert run_steps([Step("i.json", "exports.py fp32={demo_fp32}"), A], here, runs) == {
+        "i.json": 3
+    }
     assert here.exported.is_dir()  # the exporter wants the folder above its own
     assert runs.commands[1][1].endswith("a.py")
 
@@ -128,7 +141,7 @@ def test_the_programs_are_there_and_files_have_names_of_their_own() -> None:
     every = (*STEPS, *FULL_SIZE, *JUDGED)
     for step in every:
         assert (ROOT / "benchmarks" / step.words[0]).is_file()
-        assert set(step.bundles) <= {FULL_SIZE_BUNDLE, *DEMO_EXPORTS}
+        assert set(step.bundles) <= {FULL_SIZE_BUNDLE, *FULL_SIZE_EXPORTS, *DEMO_EXPORTS}
     assert len({step.result for step in every}) == len(every)
 
 
@@ -167,11 +180,23 @@ def test_what_can_be_drawn_is_drawn(tmp_path: Path) -> None:
     assert draw_all(tmp_path) == [tmp_path / "plots" / "t.throughput.svg"]
 
 
-def test_an_unknown_result_is_named(tmp_path: Path) -> None:
+def refuse(folder: Path, *options: str) -> str:
+    """What the command says of options that it refuses, having made nothing."""
     app = Typer()
     app.command()(run_all.main)
-    result = CliRunner().invoke(app, [str(tmp_path / "new"), "--only", "peer_shapes"])
-    said = " ".join(re.sub(r"[│\s]+", " ", result.output).split())
+    result = CliRunner().invoke(app, [str(folder / "new"), *options])
     assert result.exit_code == 2
+    assert not (folder / "new").exists()
+    return " ".join(re.sub(r"[│\s]+", " ", result.output).split())
+
+
+def test_an_unknown_result_is_named(tmp_path: Path) -> None:
+    said = refuse(tmp_path, "--only", "peer_shapes")
     assert "--only: no result contains 'peer_shapes': shapes.json, roofline_shapes.json" in said
-    assert not (tmp_path / "new").exists()
+
+
+def test_a_given_folder_is_checked_before_hours_of_work(tmp_path: Path) -> None:
+    said = refuse(tmp_path, "--given", "bundl=.")
+    assert "--given: unknown name 'bundl': did you mean bundle?" in said
+    said = refuse(tmp_path, "--given", "bundle=/no/such")
+    assert "--given: bundle: there is no folder /no/such" in said

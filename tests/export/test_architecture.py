@@ -31,6 +31,23 @@ def test_the_numbers_of_stable_diffusion() -> None:
     assert found.shift_factor == 0
 
 
+@pytest.mark.parametrize(
+    ("kinds", "step"),
+    [
+        (["CrossAttnDownBlock2D", "DownBlock2D"], 8),
+        (["DownBlock2D", "CrossAttnDownBlock2D"], 16),
+        (["DownBlock2D", "DownBlock2D"], None),
+        (None, None),
+        (7, None),
+        ([7, "CrossAttnDownBlock2D"], 16),
+    ],
+)
+def test_the_largest_attention_is_where_the_first_block_attends(
+    kinds: object, step: int | None
+) -> None:
+    assert architecture(down_block_types=kinds).attention_step == step
+
+
 def test_a_unet_may_be_made_for_oblong_pictures() -> None:
     assert architecture(sample_size=[64, 96]).default_size == (512, 768)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,24 @@ def inputs(height: int = 8, width: int = 16) -> tuple[torch.Tensor, ...]:
     return sample, torch.tensor([300.0]), torch.randn((2, 5, 8), generator=draw)
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
+def attending_from(depth: int) -> Any:
+    """A UNet whose blocks attend from that depth on."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D",) * depth + ("CrossAttnDownBlock2D",) * (2 - depth),
+        up_block_types=("CrossAttnUpBlock2D",) * (2 - depth) + ("UpBlock2D",) * depth,
         layers_per_block=1,
         cross_attention_dim=8,
         attention_head_dim=4,
         norm_num_groups=4,
     ).eval()
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def model(request: pytest.FixtureRequest) -> Any:
+    return attending_from(request.param)
 
 
 @torch.no_grad()
@@ -55,20 +61,24 @@ def test_tiles_change_a_little_and_leave_the_network_as_it_was(model: Any) -> No
 
 
 @torch.no_grad()
-def test_a_tile_attends_to_itself_alone(model: Any) -> None:
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_tile_attends_to_itself_alone(depth: int) -> None:
     """One layer by itself: what happens in one tile changes nothing in the others."""
-    layer = model.down_blocks[0].attentions[0].transformer_blocks[0].attn1
-    hidden = torch.randn((1, 8 * 16, 8), generator=torch.Generator().manual_seed(1))
-    other = hidden.reshape(8, 16, 8).clone()
-    other[:4, 8:] += 1  # the upper right one of 2 x 2 tiles
+    model = attending_from(depth)
+    layer = model.down_blocks[depth].attentions[0].transformer_blocks[0].attn1
+    height, width, channels = 8 >> depth, 16 >> depth, 8 << depth
+    draw = torch.Generator().manual_seed(1)
+    hidden = torch.randn((1, height * width, channels), generator=draw)
+    other = hidden.reshape(height, width, channels).clone()
+    other[: height // 2, width // 2 :] += 1  # the upper right one of 2 x 2 tiles
 
     def attend(model: Any, sample: torch.Tensor) -> Any:
-        return layer(hidden), layer(other.reshape(1, -1, 8))
+        return layer(hidden), layer(other.reshape(1, -1, channels))
 
     before, after = tiled(attend, 2)(model, torch.zeros((1, 4, 8, 16)))
-    changed = (before != after).any(dim=-1).reshape(8, 16)
-    assert changed[:4, 8:].all()
-    assert changed.sum() == 4 * 8
+    changed = (before != after).any(dim=-1).reshape(height, width)
+    assert changed[: height // 2, width // 2 :].all()
+    assert changed.sum() == height * width // 4
 
 
 def test_a_tiled_bundle_says_what_it_changes(
@@ -92,3 +102,15 @@ def test_latents_that_do_not_divide_are_refused(
 ) -> None:
     with pytest.raises(ed.RequestError, match="cannot be cut into 5 tiles a side; use 2, or a"):
         exporting(checkpoint, tmp_path / "b", attention_tiles=5)
+
+
+def test_a_network_that_attends_in_its_middle_only_is_refused(
+    checkpoint: Path, tmp_path: Path, exporting: Export
+) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = copy / "unet" / "config.json"
+    text = config.read_text(encoding="utf-8")
+    assert '"CrossAttnDownBlock2D"' in text
+    config.write_text(text.replace("CrossAttnDownBlock2D", "DownBlock2D"), encoding="utf-8")
+    with pytest.raises(ed.RequestError, match="has no block outside its middle that attends"):
+        exporting(copy, tmp_path / "b", attention_tiles=2)

@@ -35,6 +35,8 @@ class Scaled:
     def run(self, inputs: Any) -> list[Any]:
         return [out * self.factor for out in self.engine(**inputs).values()]
 
+    def rest(self) -> None: ...
+
     def close(self) -> None:
         self.engine.close()
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import edgediffusion as ed
 from edgediffusion import engine_ort
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
 from edgediffusion.golden import golden_inputs, read_tensors, relative_l2
+from edgediffusion.machine import resident_memory_mib
+from edgediffusion.manifest import GraphSpec, Parity, TensorSpec
 
 
 def open_unet(demo: Path) -> Engine:
@@ -72,6 +77,70 @@ def test_a_failing_run_is_an_engine_error(demo: Path) -> None:
         inputs = {t.name: np.zeros(t.shape, t.dtype) for t in engine.spec.inputs}
         with pytest.raises(ed.EngineError, match=r"failed in ONNX Runtime: out of memory$"):
             engine(**inputs)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> GraphSpec:
+    """A graph that works in 256 MiB, between an input and an output of 4 bytes.
+
+    A pool keeps the first block that it took, so that is a small one here, as in a real graph.
+    """
+    nodes = [
+        helper.make_node("Sqrt", ["x"], ["root"]),
+        helper.make_node("Expand", ["root", "shape"], ["many"]),
+        helper.make_node("Sqrt", ["many"], ["roots"]),
+        helper.make_node("ReduceMax", ["roots"], ["y"], keepdims=0),
+    ]
+    given = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    found = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [])
+    shape = helper.make_tensor("shape", onnx.TensorProto.INT64, [1], [64 << 20])
+    graph = helper.make_graph(nodes, "wide", [given], [found], [shape])
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "w.onnx")
+    return GraphSpec(
+        file="w.onnx",
+        batch=1,
+        precision="fp32",
+        inputs=(TensorSpec("x", "float32", (1,)),),
+        outputs=(TensorSpec("y", "float32", ()),),
+        parity=Parity(0, 0, 0, 0),
+        golden=(),
+    )
+
+
+def resident_mib() -> float:
+    return resident_memory_mib() or 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.parametrize("lean", [False, True])
+def test_an_engine_at_rest_holds_nothing_that_only_runs_need(
+    wide: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lean: bool
+) -> None:
+    monkeypatch.setattr(engine_ort, "_RESTS_AFTER_S", 0.0)
+    with open_engine(wide, tmp_path, options=EngineOptions(lean=lean)) as engine:
+        before = resident_mib()
+        assert engine(x=np.full(1, 81, np.float32)) == {"y": 3}
+        engine.rest()
+        assert resident_mib() - before < 50
+        engine.rest()
+        assert engine(x=np.full(1, 16, np.float32)) == {"y": 2}
+    engine.rest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_pool_stays_after_short_runs_and_does_not_grow(
+    wide: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_ort, "_RESTS_AFTER_S", 1e9)
+    with open_engine(wide, tmp_path) as engine:
+        before = resident_mib()
+        engine(x=np.ones(1, np.float32))
+        pool = resident_mib() - before
+        assert pool > 200
+        engine.rest()
+        engine(x=np.ones(1, np.float32))
+        assert abs(resident_mib() - before - pool) < 50
 
 
 def test_opening_a_graph_leaves_the_hosts_floating_point_alone(demo: Path) -> None:

@@ -242,6 +242,8 @@ class _Broken:
     def run(self, inputs: object) -> list[Any]:
         return [np.full(out.shape, self.value, out.dtype) for out in self.spec.outputs]
 
+    def rest(self) -> None: ...
+
     def close(self) -> None:
         pass
 

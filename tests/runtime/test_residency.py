@@ -42,6 +42,7 @@ class Machine:
     def __init__(self, residency: Any) -> None:
         self.opened: list[tuple[str, bool]] = []
         self.open: set[str] = set()
+        self.rested: list[str] = []
         self.residents = Residents(self._open, residency)
 
     def _open(self, spec: GraphSpec, lean: bool) -> Engine:
@@ -54,6 +55,9 @@ class Machine:
 
             def run(self, inputs: Any) -> list[Any]:
                 return []
+
+            def rest(self) -> None:
+                machine.rested.append(spec.file)
 
             def close(self) -> None:
                 machine.open.remove(spec.file)
@@ -70,6 +74,27 @@ def test_all_that_was_loaded_stays() -> None:
     assert len(machine.opened) == len(machine.open) == 4
     machine.residents.close()
     assert machine.open == set()
+
+
+def test_graphs_work_in_memory_only_while_it_is_their_components_turn() -> None:
+    machine = Machine("all")
+    machine.use(TEXT, *UNETS, *UNETS)
+    assert machine.rested == [TEXT.file]
+    machine.use(DECODER)
+    assert machine.rested[1:] == [TEXT.file, *(spec.file for spec in UNETS)]
+    machine.residents.rest()
+    assert machine.rested[-1] == DECODER.file
+    assert len(machine.open) == 4
+
+
+def test_a_picture_ends_with_all_graphs_at_rest(
+    pipe: ed.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rested: list[str] = []
+    monkeypatch.setattr(Engine, "rest", lambda engine: rested.append(engine.spec.file))
+    pipe.generate(REQUEST)
+    assert {file.partition("/")[0] for file in rested} == {"text_encoder", "unet", "vae_decoder"}
+    assert rested[-1].startswith("vae_decoder")
 
 
 @pytest.mark.parametrize("residency", ["one", "stream"])

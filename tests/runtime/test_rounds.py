@@ -54,6 +54,8 @@ class SlowBackend:
         self.now += int(self.ms * 1e6)
         return [inputs["sample"]]
 
+    def rest(self) -> None: ...
+
     def close(self) -> None:
         pass
 

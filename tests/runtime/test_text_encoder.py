@@ -34,6 +34,8 @@ class _Recorder:
             made[0] += np.arange(LAYERS + 1).reshape(1, -1, 1, 1)
         return made
 
+    def rest(self) -> None: ...
+
     def close(self) -> None:
         pass
 

@@ -28,6 +28,8 @@ class Echo:
         prediction = inputs["sample"] + inputs["text"][:, :, None, None]
         return [prediction, inputs["text"] * 2]
 
+    def rest(self) -> None: ...
+
     def close(self) -> None: ...
 
 

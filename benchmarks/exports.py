@@ -1,15 +1,18 @@
-"""What int8 gains and costs on the demo: time of a step, right pictures, PSNR.
+"""What an export option gains and costs: time of a step, right pictures, PSNR.
 
     edgediffusion export models/shapes/checkpoint -o FP32 --size 128x128
     edgediffusion export models/shapes/checkpoint -o DYNAMIC --size 128x128 --precision int8-dynamic
     edgediffusion export models/shapes/checkpoint -o INT8 --size 128x128 --precision int8 \\
         --calibrate models/shapes/calibration.txt --sampler dpmpp_2m --guidance 3
-    python benchmarks/int8.py FP32 DYNAMIC INT8 --json benchmarks/results/MACHINE/int8.json
+    python benchmarks/exports.py fp32=FP32 int8-dynamic=DYNAMIC int8=INT8 \\
+        --json benchmarks/results/MACHINE/int8.json
 
-Steps take turns round by round, and so do pictures: every held-out caption is made by each bundle
-from the same seed. Times are of the processor, with one thread, so that they compare on a busy
-machine. models/shapes/judge.py says which pictures are wholly right; PSNR is to fp32's picture. A
-run that was broken off goes on where it was.
+The first bundle is what the others are compared with. Steps take turns round by round, and so do
+pictures: every held-out caption of the demo is made by each bundle from the same seed. Times are of
+the processor, with one thread, so that they compare on a busy machine. models/shapes/judge.py says
+which pictures are wholly right; PSNR is to the first bundle's picture. A run that was broken off
+goes on where it was. ``--number 0`` measures steps alone, for checkpoints that the judge does not
+know.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,41 +37,51 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models" / "shapes"
 
 import edgediffusion as ed
 from benchmarks.paired import estimate, ratios
-from benchmarks.reports import Report, head, markdown, write_report
+from benchmarks.reports import Report, head, markdown, said_errors, write_report
 from benchmarks.sameness import psnr_db
 from benchmarks.savings import SAVE_EVERY, difference
 from edgediffusion.engine import Engine, EngineOptions, open_engine
+from edgediffusion.errors import RequestError
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.rounds import measure
 from edgediffusion.timing import summarize
 
-SCHEMA: Final = "edgediffusion-int8/1"
-BASE: Final = "fp32"
+SCHEMA: Final = "edgediffusion-exports/1"
 DEVICES: Final = ("cpu", "openvino")
 REQUEST: Final[Mapping[str, Any]] = {"steps": 20, "guidance": 3.0, "sampler": "dpmpp_2m"}
 
 console = Console(stderr=True)
 
 
+@said_errors()
 def main(
-    fp32: str,
-    dynamic: str,
-    int8: str,
-    out: Annotated[Path, typer.Option("--json")] = Path("int8.json"),
-    number: int = 1000,
-    rounds: int = 60,
+    bundles: Annotated[list[str], typer.Argument(metavar="NAME=BUNDLE...")],
+    out: Annotated[Path, typer.Option("--json")] = Path("exports.json"),
+    number: Annotated[int, typer.Option(help="Captions to make.")] = 1000,
+    rounds: Annotated[int, typer.Option(help="Steps to time.")] = 60,
+    device: Annotated[list[str] | None, typer.Option(help="Default: cpu and openvino.")] = None,
 ) -> None:
     """Fill the table: steps on each device, then caption by caption."""
-    bundles = {
-        name: ed.Bundle.open(path)
-        for name, path in ((BASE, fp32), ("int8-dynamic", dynamic), ("int8", int8))
-    }
-    report = begin(out, bundles)
-    for device in DEVICES:
-        if device not in report["steps_ms"]:
-            report["steps_ms"][device] = step_ms(bundles, device, rounds)
+    opened = read_bundles(bundles)
+    report = begin(out, opened)
+    for each in device or DEVICES:
+        if each not in report["steps_ms"]:
+            report["steps_ms"][each] = step_ms(opened, each, rounds)
             write_report(out, report)
-    add_pictures(report, bundles, number, out)
+    if number:
+        add_pictures(report, opened, number, out)
+    print(exports_table(report))
+
+
+def read_bundles(texts: Sequence[str]) -> dict[str, ed.Bundle]:
+    """Open bundles that are given as NAME=BUNDLE; raises RequestError or BundleError."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, path) in zip(texts, pairs, strict=True):
+        if not name or not path:
+            raise RequestError(f"bundles: got {text!r}, expected NAME=BUNDLE")
+    if len({name for name, _, _ in pairs}) < max(2, len(pairs)):
+        raise RequestError("bundles: at least two are compared, each with a name of its own")
+    return {name: ed.Bundle.open(path) for name, _, path in pairs}
 
 
 def begin(out: Path, bundles: Mapping[str, ed.Bundle]) -> Report:
@@ -116,7 +129,7 @@ def add_pictures(report: Report, bundles: Mapping[str, ed.Bundle], number: int, 
     from sampling import draw_captions
 
     captions = draw_captions(number, held_out=True)
-    done = len(report["pictures"][BASE]["ms"])
+    done = len(report["pictures"][next(iter(bundles))]["ms"])
     with _pipelines(bundles) as pipes:
         for seed in track(range(done, number), "captions", console=console):
             _add(report["pictures"], pipes, captions[seed], seed)
@@ -151,38 +164,49 @@ def _add(found: dict[str, Any], pipes: Mapping[str, ed.Pipeline], caption: Any, 
         found[name]["psnr_db"].append(round(error, 2) if np.isfinite(error) else None)
 
 
-def int8_table(report: Report) -> str:
-    """A report as a Markdown table."""
-    base = report["pictures"][BASE]
-    rows = []
-    for name, pictures in report["pictures"].items():
-        first = name == BASE
-        steps = [_step(samples, name) for samples in report["steps_ms"].values()]
-        change, low, high = (100 * s for s in difference(pictures["right"], base["right"]))
-        near = [value for value in pictures["psnr_db"] if value is not None]
-        rows.append([
-            name,
-            f"{report['l2'][name]:.1e}",
-            *steps,
-            f"{estimate(ratios(pictures['ms'], base['ms'])).median:.2f}",
-            f"{sum(pictures['right']) / len(pictures['right']):.1%}",
-            "-" if first else f"{change:+.1f} ({low:+.1f} to {high:+.1f})",
-            "-" if first else f"{summarize(near).median:.1f} dB",
-        ])  # fmt: skip
+def exports_table(report: Report) -> str:
+    """A report as a Markdown table; of steps alone where no pictures were made."""
+    base, *_ = report["l2"]
+    devices = report["steps_ms"].values()
+    pictures = report["pictures"]
+    judged = bool(pictures[base]["right"])
+    rows = [
+        [name, f"{l2:.1e}", *(_step(samples, name, base) for samples in devices)]
+        + (_picture(pictures[name], pictures[base], name == base) if judged else [])
+        for name, l2 in report["l2"].items()
+    ]
     columns = ["bundle", "L2 error", *(f"step, {device}" for device in report["steps_ms"])]
+    columns += ["picture", "wholly right", "difference, points", "PSNR"] if judged else []
+    rounds = len(next(iter(devices))[base])
+    said = (
+        f"{len(pictures[base]['right']):,} held-out captions of the demo, the same seeds for each; "
+        if judged
+        else ""
+    )
+    machine = report["machine"]
     return (
-        f"{len(base['right']):,} held-out captions of the demo, the same seeds for each, steps "
-        f"interleaved over {len(report['steps_ms']['cpu'][BASE])} rounds; processor time with one "
-        f"thread on {report['machine']['cpu']} with AVX512-VNNI, without AMX. Times are ratios to "
-        "fp32 on the same device, differences have 95 % intervals, PSNR is to fp32's picture. "
-        "Command: `python benchmarks/int8.py FP32 DYNAMIC INT8`.\n\n"
-        + markdown([*columns, "picture", "wholly right", "difference, points", "PSNR"], rows)
+        f"{said}steps interleaved over {rounds} rounds; processor time with one thread on "
+        f"{machine['cpu']} ({', '.join(machine['cpu_flags'])}). Times are ratios to {base} "
+        "on the same device, with 95 % intervals as differences have; PSNR is to the picture of "
+        f"{base}. Command: `{report['command']}`.\n\n" + markdown(columns, rows)
     )
 
 
-def _step(samples: Mapping[str, list[float]], name: str) -> str:
-    found = estimate(ratios(samples[name], samples[BASE]))
-    return "1" if name == BASE else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+def _step(samples: Mapping[str, list[float]], name: str, base: str) -> str:
+    found = estimate(ratios(samples[name], samples[base]))
+    return "1" if name == base else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _picture(pictures: Report, base: Report, is_base: bool) -> list[str]:
+    """What a row says of the pictures: time, right ones, the difference, likeness."""
+    time_ratio = estimate(ratios(pictures["ms"], base["ms"])).median
+    right = sum(pictures["right"]) / len(pictures["right"])
+    cells = [f"{time_ratio:.2f}", f"{right:.1%}"]
+    if is_base:
+        return [*cells, "-", "-"]
+    change, low, high = (100 * s for s in difference(pictures["right"], base["right"]))
+    near = summarize([value for value in pictures["psnr_db"] if value is not None])
+    return [*cells, f"{change:+.1f} ({low:+.1f} to {high:+.1f})", f"{near.median:.1f} dB"]
 
 
 if __name__ == "__main__":
