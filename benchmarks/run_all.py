@@ -103,6 +103,11 @@ STEPS: Final = (
 NETWORKS: Final = "--component text_encoder --component unet --component vae_decoder"
 FULL_SIZE: Final = (
     Step("peers_sd15.json", f"peers.py {FULL_SIZE_WORKLOAD}"),
+    Step(
+        "peers_sd15_fast.json",
+        f"peers.py {FULL_SIZE_WORKLOAD} --contender edgediffusion-openvino-fast "
+        "--contender openvino-genai-fp32 --count end_to_end_4=0 --rounds 2",
+    ),
     Step("roofline_sd15.json", f"roofline.py {{sd15}} --device cpu --rounds 8 {NETWORKS}"),
     Step(
         "rewrites.json",

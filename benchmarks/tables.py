@@ -245,6 +245,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
         read(RESULTS / "peers_sd15.json"), read(RESULTS / "peers_shapes.json")
     ),
     "peers_sd15": lambda: where_measured("peers_sd15.json", peers_table),
+    "peers_sd15_fast": lambda: where_measured("peers_sd15_fast.json", peers_table),
     "throughput_shapes": lambda: where_measured("throughput_shapes.json", throughput_table),
     "plan_builds": lambda: "\n\n".join(
         plans_report(read(RESULTS / f"plan_builds_{model}.json")) for model in ("sd15", "shapes")
