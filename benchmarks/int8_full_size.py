@@ -4,7 +4,8 @@
 
 Calibrating that size takes hours on a small machine, and time does not depend on it: here the grids
 are made up, so the graphs compute nothing of use, as fast as calibrated ones. The layers that stay
-float are those of FLOAT. Steps take turns; times are of the processor, with one thread.
+float are those of FLOAT. fp32 runs with the exact rewrites that the bundle has. Steps take turns;
+times are of the processor, with one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,6 +22,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import onnx_ir as ir
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 
 # Run as a script, the repository's root is not on the path.
@@ -29,7 +32,6 @@ import edgediffusion as ed
 from benchmarks.reports import head, write_report
 from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.golden import golden_inputs, read_tensors
-from edgediffusion.manifest import GraphSpec
 from edgediffusion.rounds import measure
 from edgediffusion_export.quantize.dynamic import quantize_dynamically
 from edgediffusion_export.quantize.integers import WEIGHT_LEVELS, Grid
@@ -73,15 +75,18 @@ def main(
     tensors = read_tensors(opened.file(opened.component_of(graph).golden))
     inputs = golden_inputs(graph.golden[0], graph, tensors)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        files = {"fp32": opened.path / graph.file}
+        places = {"fp32": (graph, opened.path)}
         for name, quantize in (("int8-dynamic", _dynamic), ("int8", _static)):
             console.print(f"writing {name}")
-            files[name] = write(opened.path / graph.file, Path(folder) / f"{name}.onnx", quantize)
-        calls: dict[str, Callable[[], object]] = {}
-        for name, file in files.items():
-            console.print(f"loading {name}")
-            calls[name] = _caller(graph, file, device, inputs)
-        samples = measure(calls, rounds, console.print, clock=time.process_time_ns)
+            file = write(opened.path / graph.file, Path(folder) / f"{name}.onnx", quantize)
+            places[name] = replace(graph, file=file.name, fp32=None), file.parent
+        with ExitStack() as stack:
+            calls: dict[str, Callable[[], object]] = {}
+            for name, (spec, place) in places.items():
+                console.print(f"loading {name}")
+                engine = open_engine(spec, place, device, EngineOptions(threads=1))
+                calls[name] = partial(stack.enter_context(engine), **inputs)
+            samples = measure(calls, rounds, console.print, clock=time.process_time_ns)
     facts = {"bundle_sha256": opened.sha256, "device": device, "threads": 1, "clock": "processor"}
     steps = {name: [round(ms, 1) for ms in each] for name, each in samples.items()}
     write_report(out, {**head(SCHEMA), **facts, "float": FLOAT, "steps_ms": steps})
@@ -111,14 +116,6 @@ def _static(model: ir.Model, weights: Any) -> object:
         if not any(part in layer.names[0] for part in FLOAT)
     }
     return quantize_statically(model, weights, grids, WEIGHT_LEVELS)
-
-
-def _caller(graph: GraphSpec, file: Path, device: str, inputs: Any) -> Callable[[], object]:
-    from msgspec.structs import replace
-
-    spec = replace(graph, file=file.name)
-    engine = open_engine(spec, file.parent, device, EngineOptions(threads=1))
-    return partial(engine, **inputs)
 
 
 if __name__ == "__main__":
