@@ -113,6 +113,7 @@ FULL_SIZE: Final = (
         "rewrites.json",
         "rewrites.py {sd15} --component unet:2 --component vae_decoder --no-each --rounds 6",
     ),
+    Step("int8_full_size.json", "int8_full_size.py {sd15}"),
     Step("memory_sd15.json", "memory.py {sd15_parts} --tile 256x256"),
     Step(
         "tiles_sd15.json",

@@ -23,6 +23,7 @@ from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.exports import exports_table
 from benchmarks.gpu_tables import layout
+from benchmarks.int8_full_size import int8_steps_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios
@@ -233,6 +234,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "savings": savings,
     "plots": plots,
     "int8": lambda: exports_table(read(RESULTS / "int8.json")),
+    "int8_sd15": lambda: where_measured("int8_full_size.json", int8_steps_table),
     "tiles": lambda: where_measured("tiles.json", exports_table),
     "tiles_sd15": lambda: where_measured("tiles_sd15.json", exports_table),
     "devices": lambda: devices_table(read(RESULTS / "devices_shapes.json")),

@@ -16,3 +16,15 @@ def test_all_three_run_and_nothing_is_left_behind(demo: Path, tmp_path: Path) ->
         "int8": 2,
     }
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_table_has_ratios_of_rounds() -> None:
+    report = {
+        "command": "python benchmarks/int8_full_size.py B",
+        "machine": {"cpu": "a CPU"},
+        "device": "cpu",
+        "steps_ms": {"fp32": [4000.0, 8000.0, 4000.0], "int8": [2000.0, 6000.0, 1000.0]},
+    }
+    table = int8_full_size.int8_steps_table(report)
+    assert "| fp32 | 4.00 | 1 |" in table
+    assert "| int8 | 2.00 | 0.50 [0.25 to 0.75] |" in table
