@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import torch
@@ -25,23 +25,25 @@ from edgediffusion_export.graphs import Traced
 
 COMPILER: Final = "inductor"
 
+Given = TypeVar("Given")
 Call = Callable[[], object]
 OpenEngine = Callable[[Subject], Engine]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Generic[Given]):
     """A name in the tables, and what opens it; the opener raises where it cannot take part.
 
+    open : gets a network's subject, or those of all parts of a picture.
     held : the bytes of its memory that others before it have put on the GPU.
     """
 
     name: str
-    open: Callable[[Subject], AbstractContextManager[Call]]
-    held: Callable[[Subject], int] = lambda subject: 0
+    open: Callable[[Given], AbstractContextManager[Call]]
+    held: Callable[[Given], int] = lambda given: 0
 
 
-def contenders(place: str = "cuda") -> Iterator[Contender]:
+def contenders(place: str = "cuda") -> Iterator[Contender[Subject]]:
     """Yield all that may take part; ``place`` is where PyTorch computes."""
     for name, opening in engines():
         yield Contender(name, partial(_ours, opening))
@@ -87,9 +89,8 @@ def _open_cuda(options: CudaOptions, subject: Subject) -> Engine:
 
 
 def _open_plain(subject: Subject) -> Engine:
-    spec = msgspec.structs.replace(subject.spec, devices={})
-    backend = open_cuda(spec, subject.path, EngineOptions(), CudaOptions())
-    return Engine(spec, "cuda", backend, backend.arithmetic)
+    plain = msgspec.structs.replace(subject.spec, devices={})
+    return _open_cuda(CudaOptions(), replace(subject, spec=plain))
 
 
 def _open_tensorrt(subject: Subject) -> Engine:

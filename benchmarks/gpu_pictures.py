@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from time import perf_counter_ns as time_ns
 from typing import Any, Final
@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.checkpoints import Architecture
-from benchmarks.gpu_contenders import OpenEngine, engines, held_weights, traced
+from benchmarks.gpu_contenders import Contender, OpenEngine, engines, held_weights, traced
 from benchmarks.gpu_graphs import Subject, prepared
 from benchmarks.gpu_pieces import EAGER, OURS, PARTS, RIVAL, STEPS, Piece
 from benchmarks.workloads import SCHEDULER
@@ -46,26 +46,19 @@ def prepared_parts(piece: Piece) -> Iterator[dict[str, Subject]]:
         yield {part: stack.enter_context(prepared(each)) for part, each in pieces.items()}
 
 
-@dataclass(frozen=True)
-class PictureContender:
-    """A name in the tables, what opens it, and the bytes it needs that are on the GPU already."""
-
-    name: str
-    open: Callable[[Subjects], AbstractContextManager[Picture]]
-    held: Callable[[Subjects], int] = lambda subjects: 0
-
-
-def picture_contenders(own_share: list[float], place: str = "cuda") -> Iterator[PictureContender]:
+def picture_contenders(
+    own_share: list[float], place: str = "cuda"
+) -> Iterator[Contender[Subjects]]:
     """Yield all that make whole pictures; ``own_share`` is that of the first, as in ``ours``."""
     for name, opening in engines():
         shares = own_share if name == OURS else []
-        yield PictureContender(name, partial(_opened, opening, shares))
+        yield Contender(name, partial(_opened, opening, shares))
 
     def held(subjects: Subjects) -> int:
         return held_weights(*subjects.values(), place=place)
 
     for name, compiled in ((RIVAL, True), (EAGER, False)):
-        yield PictureContender(name, partial(_opened_rivals, compiled, place), held)
+        yield Contender(name, partial(_opened_rivals, compiled, place), held)
 
 
 @contextmanager

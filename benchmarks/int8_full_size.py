@@ -29,12 +29,11 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import edgediffusion as ed
-from benchmarks.paired import ratios
-from benchmarks.reports import Report, head, markdown, write_report
+from benchmarks.int8_table import int8_steps_table
+from benchmarks.reports import head, write_report
 from edgediffusion.engine import EngineOptions, open_engine
 from edgediffusion.golden import golden_inputs, read_tensors
 from edgediffusion.rounds import measure
-from edgediffusion.timing import summarize
 from edgediffusion_export.quantize.dynamic import quantize_dynamically
 from edgediffusion_export.quantize.integers import WEIGHT_LEVELS, Grid
 from edgediffusion_export.quantize.layers import find_layers
@@ -105,23 +104,6 @@ def write(source: Path, target: Path, quantize: Callable[[ir.Model, Any], object
     quantize(model, ByName(model))
     ir.save(model, target, external_data=f"{target.name}.data")
     return target
-
-
-def int8_steps_table(report: Report) -> str:
-    """Medians, and ratios to fp32 in the same round from the smallest to the largest."""
-    rows = []
-    for name, samples in report["steps_ms"].items():
-        shares = sorted(ratios(samples, report["steps_ms"]["fp32"]))
-        spread = f"{summarize(shares).median:.2f} [{shares[0]:.2f} to {shares[-1]:.2f}]"
-        seconds = f"{summarize(samples).median / 1e3:.2f}"
-        rows.append([name, seconds, "1" if name == "fp32" else spread])
-    rounds = len(report["steps_ms"]["fp32"])
-    return (
-        f"Processor seconds of a guided step on {report['machine']['cpu']}, device "
-        f"`{report['device']}`, one thread, {rounds} rounds; the grids are made up, which time "
-        f"does not depend on. Command: `{report['command']}`.\n\n"
-        + markdown(["graph", "step, s", "share"], rows)
-    )
 
 
 def _dynamic(model: ir.Model, weights: Any) -> object:

@@ -23,7 +23,7 @@ from benchmarks.decoder_tiles import tiles_table
 from benchmarks.device_ratios import devices_table, starts_table
 from benchmarks.exports import exports_table
 from benchmarks.gpu_tables import layout
-from benchmarks.int8_full_size import int8_steps_table
+from benchmarks.int8_table import int8_steps_table
 from benchmarks.lesser_cpus import lesser_cpus_table
 from benchmarks.memory import memory_table
 from benchmarks.paired import estimate, ratios

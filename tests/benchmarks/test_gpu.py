@@ -357,7 +357,7 @@ def test_a_picture_piece_keeps_the_share_of_ours_alone(monkeypatch: pytest.Monke
             drawn.append(name)
             own.append(len(drawn) / 1000)
 
-        return gpu_pictures.PictureContender(name, lambda subjects: nullcontext(picture))
+        return Contender(name, lambda subjects: nullcontext(picture))
 
     def everybody(own: list[float]) -> Any:
         return [contender(OURS, own), contender(UNCAPTURED, [])]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import int8_full_size
+from benchmarks.int8_table import int8_steps_table
 from benchmarks.reports import read_report
 
 
@@ -25,6 +26,6 @@ def test_the_table_has_ratios_of_rounds() -> None:
         "device": "cpu",
         "steps_ms": {"fp32": [4000.0, 8000.0, 4000.0], "int8": [2000.0, 6000.0, 1000.0]},
     }
-    table = int8_full_size.int8_steps_table(report)
+    table = int8_steps_table(report)
     assert "| fp32 | 4.00 | 1 |" in table
     assert "| int8 | 2.00 | 0.50 [0.25 to 0.75] |" in table
