@@ -29,7 +29,7 @@ import typer
 
 import edgediffusion as ed
 from edgediffusion.engine import Engine, EngineOptions
-from edgediffusion.engine_openvino import OpenVinoCompiler, cpu_device, libraries, settings_of
+from edgediffusion.engine_openvino import describe, settings_of, source
 from edgediffusion.engine_ort import Compiler, Preparer, open_with
 from edgediffusion.files import write_atomically
 from edgediffusion.golden import golden_inputs, read_tensors
@@ -68,11 +68,8 @@ def children_time_ns() -> int:
 
 def contenders(options: EngineOptions) -> dict[str, Compiler]:
     """Name to what opens graphs."""
-    device = cpu_device()
-    openvino = {
-        f"openvino {arithmetic}": OpenVinoCompiler(
-            device, arithmetic, settings_of(arithmetic, options)
-        )
+    openvino: dict[str, Compiler] = {
+        f"openvino {arithmetic}": source().compiler(arithmetic, settings_of(arithmetic, options))
         for arithmetic in ("fp32", "bf16")
     }
     return {BASE: Preparer(options, "fp32"), **openvino}
@@ -172,7 +169,7 @@ def main(
         "schema": SCHEMA,
         "bundle": {"name": opened.manifest.name, "sha256": opened.sha256},
         "threads": threads,
-        "machine": machine_facts() | {"openvino": libraries()["onnxruntime-ep-openvino"]},
+        "machine": machine_facts() | {"openvino": describe()},
         "samples_ms": samples,
         "clock": "processor" if cpu_time else "wall",
         "starts_ms": start_ms(opened, starts, children_time_ns if cpu_time else clock),

@@ -3,6 +3,8 @@
 Names follow Optimum's ONNX convention. The VAE graphs take and give unscaled latents (the runtime
 scales by the manifest's LatentSpec); the tiny decoder takes the latents of the UNet as they are.
 
+The UNet takes one picture for all rows of its batch, which have texts of their own.
+
 ``timestep`` is float32 in fp16 graphs too: fp16 holds no fraction above 1024 and no odd integer
 above 2048, and the network makes its sine features of it in float32 anyway.
 """
@@ -99,6 +101,17 @@ def denoise(
     return model(sample, timestep, text, added_cond_kwargs=more, return_dict=False)[0]
 
 
+def for_all_texts(call: Call) -> Call:
+    """Let a UNet's call take one picture for all rows of text."""
+
+    def run(
+        model: Any, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, *more: Any
+    ) -> Any:
+        return call(model, sample.expand(len(text), -1, -1, -1), timestep, text, *more)
+
+    return run
+
+
 def _decode(model: Any, latents: torch.Tensor) -> Any:
     return model.decode(latents, return_dict=False)[0]
 
@@ -121,7 +134,7 @@ _DEEP_FEATURES: Final = Tensor(
     "deep_features", ("batch", "deep_channels", "latent_height", "latent_width")
 )
 _UNET_INPUTS: Final = (
-    Tensor("sample", _LATENTS),
+    Tensor("sample", ("one", *_LATENTS[1:])),
     Tensor("timestep", ("one",), "float32"),
     Tensor("encoder_hidden_states", ("batch", "context", "features")),
 )
@@ -164,7 +177,7 @@ def _unet(inputs: tuple[Tensor, ...]) -> Network:
         return Network(
             name=name,
             part="unet",
-            call=call,
+            call=for_all_texts(call),
             inputs=inputs,
             outputs=(_PREDICTION, *more),
             batched=True,

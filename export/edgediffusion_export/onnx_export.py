@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+import msgspec
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -13,6 +14,7 @@ from edgediffusion.manifest import GraphSpec
 from edgediffusion_export.graphs import Network, Traced
 from edgediffusion_export.mixed import compute_in_float32
 from edgediffusion_export.quiet import quiet_onnx
+from edgediffusion_export.shared_rows import share_rows
 
 OPSET: Final = 20
 """Group norm stays InstanceNormalization, which every CPU provider runs fast; GELU is one node."""
@@ -40,6 +42,25 @@ def export_graph(
     The exporter writes stack traces with absolute paths into the metadata; they are removed, so
     that equal inputs give equal bytes and nothing of the machine leaks.
     """
+    model = _trace(network, spec, module)
+    if spec.batch > 1:
+        share_rows(model, _trace(network, _of_one_row(spec), module))
+    if float32_layers:
+        compute_in_float32(model, _all_names(module, float32_layers), TRACED_PREFIX)
+    ClearMetadataAndDocStringPass()(model)
+    return model
+
+
+def _of_one_row(spec: GraphSpec) -> GraphSpec:
+    """The same graph at batch 1."""
+    inputs = tuple(
+        msgspec.structs.replace(t, shape=(1, *t.shape[1:])) if t.shape[0] == spec.batch else t
+        for t in spec.inputs
+    )
+    return msgspec.structs.replace(spec, batch=1, inputs=inputs)
+
+
+def _trace(network: Network, spec: GraphSpec, module: torch.nn.Module) -> ir.Model:
     inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs)
     with quiet_onnx(), torch.no_grad():
         program = torch.onnx.export(
@@ -53,9 +74,6 @@ def export_graph(
         )
     assert program is not None  # it is None only with a file name
     model: ir.Model = program.model
-    if float32_layers:
-        compute_in_float32(model, _all_names(module, float32_layers), TRACED_PREFIX)
-    ClearMetadataAndDocStringPass()(model)
     return model
 
 

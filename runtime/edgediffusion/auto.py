@@ -13,7 +13,7 @@ from edgediffusion.cpu import computes_bf16, computes_int8
 from edgediffusion.cuda_provider import is_installed as has_cuda
 from edgediffusion.cuda_provider import require_cuda
 from edgediffusion.engine import Engine, EngineOptions, open_engine, resolve_device
-from edgediffusion.engine_openvino import INSTALL, is_installed, is_offered
+from edgediffusion.engine_openvino import install_command, is_installed
 from edgediffusion.errors import DeviceError, EngineError, RequestError
 from edgediffusion.fingerprint import engine_facts, fingerprint, libraries_of
 from edgediffusion.golden import check_graph, read_tensors
@@ -63,12 +63,12 @@ def candidates() -> tuple[Candidate, ...]:
 def _on_the_cpu() -> tuple[Candidate, ...]:
     """docs/devices.md has the measurements behind this rule."""
     if not computes_bf16():
-        return (Candidate("cpu", "without AMX nothing is reliably faster here"),)
+        return (Candidate("cpu", "without fast bf16 nothing is reliably faster here"),)
     if is_installed():
-        why = "OpenVINO computes in bf16 on this CPU's AMX"
+        why = "OpenVINO computes in bf16 on this CPU, which is fast"
         return (Candidate("openvino", why), Candidate("cpu", "it runs everywhere"))
-    hint = f"; OpenVINO would be faster on its AMX: {INSTALL}" if is_offered() else ""
-    return (Candidate("cpu", f"it is what works on this CPU{hint}"),)
+    hint = f"OpenVINO would be faster with its bf16: {install_command()}"
+    return (Candidate("cpu", f"it is what works on this CPU; {hint}"),)
 
 
 def int8_candidates() -> tuple[Candidate, ...]:

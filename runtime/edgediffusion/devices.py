@@ -8,6 +8,7 @@ from edgediffusion.byte_sizes import say_bytes
 from edgediffusion.cpu import computes_bf16
 from edgediffusion.errors import DeviceError, EdgeDiffusionError
 
+BF16_PAYS = "bf16 pays with AMX, and with AVX512-BF16 on AMD"
 _RIVALS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 
 
@@ -30,24 +31,19 @@ def devices() -> list[DeviceReport]:
         return [*rows, *_tensorrt()]
     version = f"ONNX Runtime {onnxruntime.__version__}"
     cpu = DeviceReport("cpu", True, "; but ".join([f"{version}, computes in fp32", *_clash()]))
-    return [cpu, _openvino(version), _cuda(), *_tensorrt()]
+    return [cpu, _openvino(), _cuda(), *_tensorrt()]
 
 
-def _openvino(runtime: str) -> DeviceReport:
-    """Load the plugin and ask it, because being installed is not working."""
-    from edgediffusion.engine_openvino import libraries, openvino_version
+def _openvino() -> DeviceReport:
+    """Load it and ask it, because being installed is not working."""
+    from edgediffusion.engine_openvino import describe
 
     try:
-        plugin = libraries()["onnxruntime-ep-openvino"].partition("+")[0]
-        openvino = openvino_version()
+        openvino = describe()
     except DeviceError as error:
         return DeviceReport("openvino", False, str(error))
-    arithmetic = "bf16" if computes_bf16() else "fp32 (bf16 pays with amx_bf16 only)"
-    return DeviceReport(
-        "openvino",
-        True,
-        f"OpenVINO {openvino} in plugin {plugin} for {runtime}, computes in {arithmetic}",
-    )
+    arithmetic = "bf16" if computes_bf16() else f"fp32 ({BF16_PAYS})"
+    return DeviceReport("openvino", True, f"{openvino}, computes in {arithmetic}")
 
 
 def _cuda() -> DeviceReport:

@@ -1,44 +1,22 @@
-"""The OpenVINO backend: stock ONNX Runtime with the plugin ``onnxruntime-ep-openvino``.
+"""The OpenVINO backend: ONNX Runtime's plugin where it serves the CPU, else OpenVINO's own package.
 
-All of a graph runs in OpenVINO, or it is an error: ONNX Runtime's own habit of handing what a
-provider refuses to its CPU provider is switched off, and what was assigned is read back.
+Both hold the same OpenVINO, and all of a graph runs in it or it is an error. Only one of them is
+loaded in a process: their libraries have the same names.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import platform
-import re
-import sys
-import threading
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import Final
 
-import onnxruntime as ort
-
-from edgediffusion.assignment import RECORD, WHOLE, elsewhere, say_operators
+from edgediffusion import openvino_native, openvino_plugin
 from edgediffusion.cpu import computes_bf16
 from edgediffusion.engine import Arithmetic, EngineOptions
-from edgediffusion.engine_ort import OrtBackend, cpu_path, first_line, open_with
-from edgediffusion.errors import DeviceError, EngineError
-from edgediffusion.external_data import check_locations
+from edgediffusion.engine_ort import OrtBackend, cpu_path, open_with
 from edgediffusion.manifest import GraphSpec
 
-_PACKAGE: Final = "onnxruntime_ep_openvino"
-INSTALL: Final = 'pip install "edgediffusion[openvino]"'
-_PROVIDER: Final = "OpenVINOExecutionProvider"
-_LIBRARY: Final = "edgediffusion.openvino"
-_SILENT: Final = 4  # errors come as exceptions; ONNX Runtime would print them as well
-_FILE: Final = "compiled.onnx"
-_CONTEXT: Final = {"ep.context_enable": "1", "ep.context_embed_mode": "0"}
-"""Write what OpenVINO compiled beside a graph that refers to it."""
 _HINTS: Final[dict[Arithmetic, str]] = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
-
-_registering = threading.Lock()
 
 
 def open_backend(
@@ -46,20 +24,25 @@ def open_backend(
 ) -> OrtBackend:
     """Compile the graph at ``path`` with OpenVINO, or load what was compiled before.
 
-    Raises DeviceError where the plugin is missing or does not load, EngineError for a graph that
+    Raises DeviceError where OpenVINO is missing or does not load, EngineError for a graph that
     fails, that OpenVINO does not take whole, or that is not what ``spec`` says.
     """
     arithmetic = arithmetic_of(spec)
-    compiler = OpenVinoCompiler(cpu_device(), arithmetic, settings_of(arithmetic, options))
+    compiler = source().compiler(arithmetic, settings_of(arithmetic, options))
     path = cpu_path(spec, path, arithmetic)
     return open_with(compiler, "openvino", spec, path, options, content)
+
+
+def source() -> ModuleType:
+    """Return the module that has OpenVINO for this CPU, installed or not."""
+    return openvino_plugin if openvino_plugin.serves_this_cpu() else openvino_native
 
 
 def arithmetic_of(spec: GraphSpec) -> Arithmetic:
     """Return the numbers that a graph is computed with here.
 
-    OpenVINO left alone takes bf16 on any CPU that has an instruction for it, where it is no faster
-    than fp32 without AMX, and fails where a lesser CPU is emulated. So it is always told.
+    OpenVINO left alone takes bf16 on any CPU that has an instruction for it, also where it is no
+    faster than fp32, and fails where a lesser CPU is emulated. So it is always told.
     """
     if spec.precision == "int8":
         return "int8"
@@ -68,78 +51,23 @@ def arithmetic_of(spec: GraphSpec) -> Arithmetic:
 
 def libraries() -> dict[str, str]:
     """Return the libraries that compute here, with their versions. Raises DeviceError."""
-    version = dict(cpu_device().ep_metadata)["version"]
-    return {"onnxruntime": ort.__version__, "onnxruntime-ep-openvino": version}
-
-
-def is_offered() -> bool:
-    """Tell whether the plugin exists for this system and processor."""
-    machine = platform.machine().lower()
-    return sys.platform in ("linux", "win32") and machine in ("x86_64", "amd64")
+    found: dict[str, str] = source().libraries()
+    return found
 
 
 def is_installed() -> bool:
-    """Tell whether the plugin is there, without loading it."""
-    return importlib.util.find_spec(_PACKAGE) is not None
+    """Tell whether OpenVINO is there for this CPU, without loading it."""
+    return bool(source().is_installed())
 
 
-def openvino_version() -> str:
-    """Return the version of the OpenVINO inside the plugin; it is named nowhere but in its library.
-
-    Raises DeviceError where the plugin is not installed.
-    """
-    folder = _library().parent
-    for library in sorted([*folder.glob("libopenvino.so*"), *folder.glob("openvino.dll")]):
-        if found := re.search(rb"(20\d\d\.\d+\.\d+)-\d+-[0-9a-f]{7,}", library.read_bytes()):
-            return found[1].decode()
-    return "of unknown version"
+def install_command() -> str:
+    """Return the command that installs what is missing."""
+    return str(source().INSTALL)
 
 
-def cpu_device() -> Any:
-    """Return OpenVINO's CPU as ONNX Runtime's device; loads the plugin, once in a process.
-
-    The plugin stays registered until the process ends: unregistering needs every session of it
-    gone, and a host program may have some of its own. Raises DeviceError.
-    """
-    library = _library()
-    with _registering:
-        if not _devices(library):
-            try:
-                ort.register_execution_provider_library(_LIBRARY, str(library))
-            except Exception as error:
-                raise DeviceError(
-                    f"the OpenVINO plugin does not load: {first_line(error)}. Reinstall it with "
-                    f"{INSTALL} --force-reinstall, or use device 'cpu'"
-                ) from error
-    if found := _devices(library):
-        return found[0]
-    raise DeviceError("the OpenVINO plugin offers no CPU device on this machine: use device 'cpu'")
-
-
-def _devices(library: Path) -> list[Any]:
-    """OpenVINO's CPU among ONNX Runtime's devices, whoever registered the plugin."""
-    return [
-        device
-        for device in ort.get_ep_devices()
-        if device.ep_name == _PROVIDER
-        and device.ep_metadata.get("ov_device") == "CPU"
-        and Path(device.ep_metadata.get("library_path", library)) == library
-    ]
-
-
-def _library() -> Path:
-    if not is_installed():
-        if not is_offered():
-            raise DeviceError(
-                f"device 'openvino' is not offered for {platform.system()} on {platform.machine()},"
-                " only for Linux and Windows on x86-64: use device 'cpu'"
-            )
-        raise DeviceError(f"device 'openvino' needs a plugin that is not installed: {INSTALL}")
-    plugin = importlib.import_module(_PACKAGE)
-    try:
-        return Path(plugin.get_library_path())
-    except FileNotFoundError as error:
-        raise DeviceError(f"{error}: {INSTALL} --force-reinstall") from error
+def describe() -> str:
+    """Name OpenVINO's version and where it comes from. Raises DeviceError."""
+    return str(source().describe())
 
 
 def settings_of(arithmetic: Arithmetic, options: EngineOptions) -> dict[str, str]:
@@ -148,58 +76,3 @@ def settings_of(arithmetic: Arithmetic, options: EngineOptions) -> dict[str, str
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = str(options.threads)
     return config
-
-
-@dataclass(frozen=True)
-class OpenVinoCompiler:
-    """OpenVINO on ``device``, which is ONNX Runtime's object for it."""
-
-    device: Any
-    arithmetic: Arithmetic
-    settings: Mapping[str, str]
-    pooled: bool = False  # OpenVINO keeps its memory to itself
-
-    def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
-        """Compile the graph at ``path``; leave in ``folder`` what ``load`` needs."""
-        check_locations(path)
-        written = {} if folder is None else _CONTEXT | {"ep.context_file_path": str(folder / _FILE)}
-        return self._whole(path, written)
-
-    def load(self, folder: Path) -> ort.InferenceSession:
-        """Load what was compiled before."""
-        return self._whole(folder / _FILE, {})
-
-    def _whole(self, path: Path, entries: dict[str, str]) -> ort.InferenceSession:
-        """Open a graph of which nothing runs elsewhere."""
-        try:
-            session = self._open(path, entries | WHOLE)
-        except Exception as error:
-            if left := self._left_over(path):
-                raise EngineError(_say_left_over(path, left)) from error
-            raise EngineError(f"{path} does not load in OpenVINO: {first_line(error)}") from error
-        if left := elsewhere(session, _PROVIDER):
-            raise EngineError(_say_left_over(path, left))
-        return session
-
-    def _open(self, path: Path, entries: dict[str, str]) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.log_severity_level = _SILENT
-        for key, value in (entries | RECORD).items():
-            options.add_session_config_entry(key, value)
-        config = json.dumps({"CPU": dict(self.settings)})
-        options.add_provider_for_devices([self.device], {"load_config": config})
-        return ort.InferenceSession(str(path), sess_options=options, enable_fallback=False)
-
-    def _left_over(self, path: Path) -> Counter[str]:
-        """Load a refused graph once more, with the fallback, to learn what it would take."""
-        try:
-            return elsewhere(self._open(path, {}), _PROVIDER)
-        except Exception:
-            return Counter()  # it is refused for another reason, which the caller has
-
-
-def _say_left_over(path: Path, left: Counter[str]) -> str:
-    return (
-        f"{path}: OpenVINO does not take all of the graph, {say_operators(left)} would run on ONNX "
-        "Runtime's CPU provider. Use device 'cpu', or export the model without these operators"
-    )

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,8 +67,21 @@ _RESTS_AFTER_S: Final = 0.1
 _PLACE: Final = re.compile(r"(Exception from|Check '.*' failed at) \S+:\d+:$")
 
 
+class Session(Protocol):
+    """A loaded graph, as ONNX Runtime's InferenceSession has it."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """What it takes, each with name, type and shape."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """What it gives, likewise."""
+
+    def run(self, names: Any, inputs: Any, options: Any = None, /) -> Any:
+        """Compute the named outputs."""
+
+
 class OrtBackend:
-    """A session of ONNX Runtime.
+    """A session of ONNX Runtime, or of what is called like one.
 
     pooled : whether it works in a pool of ONNX Runtime's, which keeps what a run has used.
     on_close : called when its memory is free.
@@ -76,7 +89,7 @@ class OrtBackend:
 
     def __init__(
         self,
-        session: ort.InferenceSession,
+        session: Session,
         spec: GraphSpec,
         compiler: Compiler,
         on_close: Callable[[], None] = nothing,
@@ -137,10 +150,10 @@ class Compiler(Protocol):
     def settings(self) -> Mapping[str, str]:
         """What else decides over its work: no two settings share it."""
 
-    def compile(self, path: Path, folder: Path | None = None) -> ort.InferenceSession:
+    def compile(self, path: Path, folder: Path | None = None) -> Session:
         """Open the graph at ``path``; leave in ``folder`` what ``load`` needs."""
 
-    def load(self, folder: Path) -> ort.InferenceSession:
+    def load(self, folder: Path) -> Session:
         """Open what ``compile`` left in ``folder``."""
 
 
@@ -296,7 +309,7 @@ def session_options(options: EngineOptions) -> ort.SessionOptions:
     return chosen
 
 
-def check_signature(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:
+def check_signature(session: Session, spec: GraphSpec, path: Path) -> None:
     """Raise EngineError if the inputs and outputs of a session are not those of ``spec``."""
     found = [*session.get_inputs(), *session.get_outputs()]
     got = [(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in found]

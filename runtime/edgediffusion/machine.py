@@ -15,7 +15,7 @@ _TELLING_FLAGS: Final = (
     "amx_bf16", "amx_int8", "neon", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2",
 )  # fmt: skip
 _LIBRARIES: Final = (
-    "edgediffusion", "numpy", "onnxruntime", "onnxruntime-ep-openvino", "tokenizers",
+    "edgediffusion", "numpy", "onnxruntime", "onnxruntime-ep-openvino", "openvino", "tokenizers",
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings",
 )  # fmt: skip
 
@@ -24,7 +24,7 @@ def machine_facts() -> dict[str, Any]:
     """Return CPU, cores, memory, system and library versions as JSON-ready data."""
     from edgediffusion.cpu import read_cpu  # benchmarks load this file alone, without the package
 
-    model, flags = read_cpu()
+    model, flags, _ = read_cpu()
     return {
         "cpu": model,
         "cpu_flags": [flag for flag in _TELLING_FLAGS if flag in flags],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from edgediffusion.hashing import cache_folder, recall
 from edgediffusion.manifest import GraphSpec
 
 REQUEST = ed.Request(prompt="a red circle", steps=1, seed=7)
-INSTALLED = importlib.util.find_spec("onnxruntime_ep_openvino") is not None
+INSTALLED = engine_openvino.is_installed()
 
 
 @pytest.fixture(autouse=True)
@@ -75,28 +74,18 @@ def scaled(factor: float, arithmetic: Arithmetic = "fp32", only: str = "") -> Op
 
 
 @pytest.mark.parametrize(
-    ("amx", "installed", "offered", "devices", "why"),
+    ("bf16", "installed", "devices", "why"),
     [
-        (True, True, True, ["openvino", "cpu"], "computes in bf16 on this CPU's AMX"),
-        (True, False, True, ["cpu"], "would be faster on its AMX: pip install"),
-        (True, False, False, ["cpu"], "it is what works on this CPU"),
-        (False, True, True, ["cpu"], "without AMX nothing is reliably faster"),
-        (False, False, False, ["cpu"], "without AMX nothing is reliably faster"),
+        (True, True, ["openvino", "cpu"], "computes in bf16 on this CPU, which is fast"),
+        (True, False, ["cpu"], "would be faster with its bf16: pip install"),
+        (False, True, ["cpu"], "without fast bf16 nothing is reliably faster"),
+        (False, False, ["cpu"], "without fast bf16 nothing is reliably faster"),
     ],
 )
 def test_the_rule(
-    monkeypatch: pytest.MonkeyPatch,
-    amx: bool,
-    installed: bool,
-    offered: bool,
-    devices: list[str],
-    why: str,
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, installed: bool, devices: list[str], why: str
 ) -> None:
-    for name, value in (
-        ("computes_bf16", amx),
-        ("is_installed", installed),
-        ("is_offered", offered),
-    ):
+    for name, value in (("computes_bf16", bf16), ("is_installed", installed)):
         monkeypatch.setattr(auto, name, lambda value=value: value)
     found = auto.candidates()
     assert [each.device for each in found] == devices
@@ -205,7 +194,7 @@ def test_a_device_asked_for_by_name_is_neither_proven_nor_changed(
 def test_a_named_device_that_is_not_there_is_an_error_at_once(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_openvino, "_PACKAGE", "no_such_plugin")
+    monkeypatch.setattr(engine_openvino.source(), "_PACKAGE", "no_such_package")
     with pytest.raises(ed.DeviceError, match="device 'openvino' "):
         ed.Pipeline.open(demo, device="openvino")
 

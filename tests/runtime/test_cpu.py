@@ -8,6 +8,7 @@ import pytest
 from edgediffusion import cpu
 
 INFO = """processor : 0
+vendor_id : {vendor}
 model name : Some Xeon
 flags : fpu avx2 {more}
 
@@ -27,23 +28,39 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("more", "amx"), [("amx_bf16 amx_tile", True), ("avx512_bf16", False)])
-def test_bf16_pays_with_amx_only(cpuinfo: Path, more: str, amx: bool) -> None:
-    cpuinfo.write_text(INFO.format(more=more))
-    assert cpu.computes_bf16() is amx
+@pytest.mark.parametrize(
+    ("vendor", "more", "bf16"),
+    [
+        ("GenuineIntel", "amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512_bf16", False),
+        ("AuthenticAMD", "avx512_bf16", True),
+        ("AuthenticAMD", "avx512f", False),
+    ],
+)
+def test_where_bf16_pays(cpuinfo: Path, vendor: str, more: str, bf16: bool) -> None:
+    cpuinfo.write_text(INFO.format(vendor=vendor, more=more))
+    assert cpu.computes_bf16() is bf16
     assert cpu.cpu_facts()["cpu"] == "Some Xeon"
     assert cpu.cpu_facts()["cpu_flags"] == " ".join(sorted(["fpu", "avx2", *more.split()]))
 
 
 @pytest.mark.parametrize(
-    ("limit", "amx"),
-    [("", True), ("all", True), ("AVX512_CORE_AMX", True), ("AVX512_CORE_VNNI", False)],
+    ("limit", "amx", "zen"),
+    [
+        ("", True, True),
+        ("all", True, True),
+        ("AVX512_CORE_AMX", True, True),
+        ("AVX512_CORE_BF16", False, True),
+        ("AVX512_CORE_VNNI", False, False),
+    ],
 )
 def test_a_lesser_cpu_that_is_emulated_counts(
-    cpuinfo: Path, monkeypatch: pytest.MonkeyPatch, limit: str, amx: bool
+    cpuinfo: Path, monkeypatch: pytest.MonkeyPatch, limit: str, amx: bool, zen: bool
 ) -> None:
-    cpuinfo.write_text(INFO.format(more="amx_bf16"))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    cpuinfo.write_text(INFO.format(vendor="AuthenticAMD", more="avx512_bf16"))
+    assert cpu.computes_bf16() is zen
+    cpuinfo.write_text(INFO.format(vendor="GenuineIntel", more="avx512_bf16 amx_bf16"))
     assert cpu.computes_bf16() is amx
     assert cpu.cpu_facts()["isa_limit"] == limit.upper()
 
@@ -69,5 +86,5 @@ def test_this_machine_tells_its_flags() -> None:
     [("avx512_vnni", True), ("avx_vnni", True), ("asimddp", True), ("avx512f", False)],
 )
 def test_int8_pays_with_dot_products(cpuinfo: Path, more: str, fast: bool) -> None:
-    cpuinfo.write_text(INFO.format(more=more))
+    cpuinfo.write_text(INFO.format(vendor="AuthenticAMD", more=more))
     assert cpu.computes_int8() is fast

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 from importlib import metadata
-from types import SimpleNamespace
 
 import pytest
 
 import edgediffusion as ed
-from edgediffusion import engine_openvino
+from edgediffusion import engine_openvino, openvino_plugin
 from edgediffusion.devices import DeviceReport
 
 
@@ -49,25 +47,25 @@ def test_an_onnx_runtime_that_does_not_import_is_the_reason(
         assert "pip install --force-reinstall onnxruntime" in report_on(name).detail
 
 
-@pytest.mark.parametrize(("amx", "arithmetic"), [(True, "in bf16"), (False, "in fp32 (bf16 pays")])
+@pytest.mark.parametrize(("bf16", "arithmetic"), [(True, "in bf16"), (False, "in fp32 (bf16 pays")])
 def test_openvino_says_its_versions_and_arithmetic(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, arithmetic: str
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, arithmetic: str
 ) -> None:
-    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
-        pytest.skip("the extra openvino is not installed")
-    monkeypatch.setattr(sys.modules[DeviceReport.__module__], "computes_bf16", lambda: amx)
+    if not engine_openvino.is_installed():
+        pytest.skip("OpenVINO for this CPU is not installed")
+    monkeypatch.setattr(sys.modules[DeviceReport.__module__], "computes_bf16", lambda: bf16)
     openvino = report_on("openvino")
     assert openvino.works
-    plugin = metadata.version("onnxruntime-ep-openvino")
+    if engine_openvino.source() is openvino_plugin:
+        plugin = metadata.version("onnxruntime-ep-openvino")
+        assert f"in plugin {plugin} for ONNX Runtime " in openvino.detail
+    else:
+        assert f"OpenVINO {metadata.version('openvino')} of package" in openvino.detail
     assert openvino.detail.startswith("OpenVINO 20")
-    assert f"in plugin {plugin} for ONNX Runtime " in openvino.detail
     assert openvino.detail.count(arithmetic) == 1
 
 
 def test_a_missing_openvino_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_openvino, "_PACKAGE", "no_such_plugin")
-    here = SimpleNamespace(platform="linux", machine=lambda: "x86_64")
-    monkeypatch.setattr(engine_openvino, "sys", here)
-    monkeypatch.setattr(engine_openvino, "platform", here)
+    monkeypatch.setattr(engine_openvino.source(), "_PACKAGE", "no_such_package")
     assert not report_on("openvino").works
-    assert 'pip install "edgediffusion[openvino]"' in report_on("openvino").detail
+    assert engine_openvino.install_command() in report_on("openvino").detail

@@ -1,11 +1,11 @@
-"""The OpenVINO backend. Tests that run OpenVINO itself need the extra ``openvino``."""
+"""The OpenVINO backend, by the way that this machine's CPU takes: the plugin or its own package."""
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +17,20 @@ import pytest
 from onnx import TensorProto, helper
 
 import edgediffusion as ed
-from edgediffusion import cpu, engine_openvino
+from edgediffusion import cpu, engine_openvino, openvino_native, openvino_plugin
 from edgediffusion.engine import Engine, EngineOptions, open_engine
 from edgediffusion.golden import check_graph, golden_inputs, read_tensors
 from edgediffusion.manifest import GraphSpec
 
+HAS_PLUGIN = openvino_plugin.is_installed() and openvino_plugin.serves_this_cpu()
+
 installed = pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime_ep_openvino") is None,
-    reason="the extra openvino is not installed",
+    not engine_openvino.is_installed(), reason="OpenVINO for this CPU is not installed"
+)
+with_plugin = pytest.mark.skipif(not HAS_PLUGIN, reason="the plugin serves other CPUs")
+with_package = pytest.mark.skipif(
+    HAS_PLUGIN or not openvino_native.is_installed(),
+    reason="one process loads the plugin's OpenVINO or the package's, not both",
 )
 
 
@@ -186,7 +192,7 @@ with open_engine(bundle.graph("text_encoder"), bundle.path, "openvino") as engin
     assert (done.stdout, done.stderr) == ("fp32 cpu\n", "")
 
 
-@installed
+@with_plugin
 def test_a_plugin_that_the_host_registered_is_used_as_it_is() -> None:
     code = f"""
 import sys
@@ -195,7 +201,7 @@ import onnxruntime, onnxruntime_ep_openvino
 path = onnxruntime_ep_openvino.get_library_path()
 onnxruntime.register_execution_provider_library("the host's", path)
 before = len(onnxruntime.get_ep_devices())
-from edgediffusion.engine_openvino import cpu_device
+from edgediffusion.openvino_plugin import cpu_device
 cpu_device()
 assert len(onnxruntime.get_ep_devices()) == before
 """
@@ -231,7 +237,7 @@ def with_det(tmp_path: Path, demo: Path) -> tuple[GraphSpec, Path]:
     )
 
 
-@installed
+@with_plugin
 def test_a_graph_that_is_not_taken_whole_is_an_error_that_names_the_operators(
     with_det: tuple[GraphSpec, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,16 +249,16 @@ def test_a_graph_that_is_not_taken_whole_is_an_error_that_names_the_operators(
     assert capfd.readouterr().err == ""
 
 
-@installed
+@with_plugin
 def test_a_graph_that_slips_through_is_found_by_its_assignment(
     with_det: tuple[GraphSpec, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = engine_openvino.OpenVinoCompiler._open
+    honest = openvino_plugin.OpenVinoCompiler._open
 
     def lenient(self: Any, path: Path, entries: dict[str, str]) -> Any:
         return honest(self, path, {})
 
-    monkeypatch.setattr(engine_openvino.OpenVinoCompiler, "_open", lenient)
+    monkeypatch.setattr(openvino_plugin.OpenVinoCompiler, "_open", lenient)
     with pytest.raises(ed.EngineError, match=r"Det \(1x\) would run on ONNX Runtime's CPU prov"):
         open_engine(with_det[0], with_det[1], "openvino")
 
@@ -275,62 +281,166 @@ def test_a_graph_that_is_not_the_manifests_is_refused(demo: Path) -> None:
 
 @installed
 def test_the_versions_are_told() -> None:
-    assert engine_openvino.libraries().keys() == {"onnxruntime", "onnxruntime-ep-openvino"}
-    assert engine_openvino.openvino_version().startswith("20")
+    own = {"onnxruntime", "onnxruntime-ep-openvino"} if HAS_PLUGIN else {"openvino"}
+    assert engine_openvino.libraries().keys() == own
+    assert engine_openvino.describe().startswith("OpenVINO 20")
+
+
+# --- the plugin -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that the plugin is made for."""
+    monkeypatch.setattr(openvino_plugin, "serves_this_cpu", lambda: True)
 
 
 @pytest.mark.parametrize(
-    ("system", "machine", "message"),
+    ("system", "machine", "vendor", "serves"),
     [
-        ("linux", "x86_64", r'not installed: pip install "edgediffusion\[openvino\]"'),
-        ("win32", "AMD64", r'not installed: pip install "edgediffusion\[openvino\]"'),
-        (
-            "linux",
-            "aarch64",
-            "is not offered for Some System on aarch64, only for Linux and Windows",
-        ),
-        ("darwin", "arm64", "is not offered for Some System on arm64, only for Linux and Windows"),
+        ("linux", "x86_64", 0x8086, True),
+        ("win32", "AMD64", 0x8086, True),
+        ("linux", "x86_64", 0x1022, False),
+        ("linux", "aarch64", 0x8086, False),
+        ("darwin", "arm64", 0x8086, False),
     ],
 )
-def test_a_missing_plugin_is_an_error_that_names_the_fix(
-    demo: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, message: str
+def test_the_plugin_serves_intels_cpus(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, vendor: int, serves: bool
 ) -> None:
-    monkeypatch.setattr(engine_openvino, "_PACKAGE", "no_such_plugin")
-    monkeypatch.setattr(engine_openvino, "sys", SimpleNamespace(platform=system))
-    here = SimpleNamespace(machine=lambda: machine, system=lambda: "Some System")
-    monkeypatch.setattr(engine_openvino, "platform", here)
-    with pytest.raises(ed.DeviceError, match=message):
+    monkeypatch.setattr(openvino_plugin, "sys", SimpleNamespace(platform=system))
+    monkeypatch.setattr(openvino_plugin, "platform", SimpleNamespace(machine=lambda: machine))
+    kinds = openvino_plugin.ort.OrtHardwareDeviceType
+    found = [SimpleNamespace(type=kinds.GPU, vendor_id=0x8086)] * (vendor != 0x8086)
+    found.append(SimpleNamespace(type=kinds.CPU, vendor_id=vendor))
+    devices = [SimpleNamespace(device=each) for each in found]
+    monkeypatch.setattr(openvino_plugin.ort, "get_ep_devices", lambda: devices)
+    assert openvino_plugin.serves_this_cpu() is serves
+    assert engine_openvino.source() is (openvino_plugin if serves else openvino_native)
+
+
+@pytest.mark.usefixtures("intel")
+def test_a_missing_plugin_is_an_error_that_names_the_fix(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_plugin, "_PACKAGE", "no_such_plugin")
+    with pytest.raises(ed.DeviceError, match=r'not installed: pip install "edge'):
         open_unet(demo)
 
 
-def fake_plugin(monkeypatch: pytest.MonkeyPatch, library_path: Any) -> None:
-    monkeypatch.setattr(engine_openvino, "is_installed", lambda: True)
-    module = SimpleNamespace(get_library_path=library_path)
-    monkeypatch.setitem(sys.modules, engine_openvino._PACKAGE, module)
+Install = Callable[[Callable[[], str]], None]
 
 
-def test_a_plugin_without_its_library_is_named(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fake_plugin(intel: None, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Let a function that returns a path stand in for the plugin's package."""
+
+    def install(library_path: Callable[[], str]) -> None:
+        monkeypatch.setattr(openvino_plugin, "is_installed", lambda: True)
+        module = SimpleNamespace(get_library_path=library_path)
+        monkeypatch.setitem(sys.modules, openvino_plugin._PACKAGE, module)
+
+    return install
+
+
+def test_a_plugin_without_its_library_is_named(demo: Path, fake_plugin: Install) -> None:
     def gone() -> str:
         raise FileNotFoundError("library not found at /x")
 
-    fake_plugin(monkeypatch, gone)
+    fake_plugin(gone)
     with pytest.raises(ed.DeviceError, match=r"not found at /x: pip install .* --force-reinstall"):
         open_unet(demo)
 
 
 def test_a_plugin_that_does_not_load_is_named(
-    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Path, tmp_path: Path, fake_plugin: Install
 ) -> None:
     (tmp_path / "plugin.so").write_bytes(b"no library")
-    fake_plugin(monkeypatch, lambda: str(tmp_path / "plugin.so"))
+    fake_plugin(lambda: str(tmp_path / "plugin.so"))
     with pytest.raises(ed.DeviceError, match=r"the OpenVINO plugin does not load: .* device 'cpu'"):
         open_unet(demo)
 
 
 def test_a_plugin_without_a_cpu_device_is_named(
+    demo: Path, fake_plugin: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_plugin(lambda: "/nowhere/plugin.so")
+    monkeypatch.setattr(openvino_plugin.ort, "register_execution_provider_library", lambda *_: None)
+    with pytest.raises(ed.DeviceError, match="offers no CPU device on this machine"):
+        open_unet(demo)
+
+
+# --- OpenVINO's own package -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that the plugin leaves out."""
+    monkeypatch.setattr(openvino_plugin, "serves_this_cpu", lambda: False)
+    openvino_native._core.cache_clear()
+
+
+@pytest.mark.skipif(not openvino_native.is_installed(), reason="the package is not installed")
+def test_the_package_computes_on_any_cpu_and_what_it_compiled_is_kept(
+    demo: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import os, sys
+os.environ["EDGEDIFFUSION_CACHE"] = {str(tmp_path)!r}
+sys.path[:] = {sys.path!r}
+import edgediffusion as ed
+from edgediffusion import openvino_native, openvino_plugin
+from edgediffusion.engine import open_engine
+from edgediffusion.golden import check_graph, read_tensors
+openvino_plugin.serves_this_cpu = lambda: False
+compiled = []
+honest = openvino_native.NativeCompiler.compile
+openvino_native.NativeCompiler.compile = lambda *args: compiled.append(1) or honest(*args)
+bundle = ed.Bundle.open({str(demo)!r})
+tensors = read_tensors(bundle.file(bundle.manifest.components["text_encoder"].golden))
+spec = bundle.graph("text_encoder")
+for _ in range(2):
+    with open_engine(spec, bundle.path, "openvino", content=bundle.content(spec)) as engine:
+        assert check_graph(engine, tensors) <= bundle.gate(spec, engine.arithmetic)
+print(len(compiled), "onnxruntime_ep_openvino" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1 False\n", "")
+
+
+@with_package
+def test_a_graph_that_the_package_does_not_take_is_an_error(
+    with_det: tuple[GraphSpec, Path],
+) -> None:
+    with pytest.raises(ed.EngineError, match=r"g\.onnx does not load in OpenVINO: .*Det"):
+        open_engine(with_det[0], with_det[1], "openvino")
+
+
+@with_package
+def test_what_was_compiled_and_does_not_load_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / openvino_native._FILE).write_bytes(b"no network" * 100)
+    compiler = openvino_native.compiler("fp32", {})
+    with pytest.raises(ed.EngineError, match="does not load in OpenVINO: "):
+        compiler.load(tmp_path)
+
+
+@pytest.mark.usefixtures("other_cpu")
+def test_a_missing_package_is_an_error_that_names_the_fix(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_plugin(monkeypatch, lambda: "/nowhere/plugin.so")
-    monkeypatch.setattr(engine_openvino.ort, "register_execution_provider_library", lambda *_: None)
-    with pytest.raises(ed.DeviceError, match="offers no CPU device on this machine"):
+    monkeypatch.setattr(openvino_native, "_PACKAGE", "no_such_package")
+    with pytest.raises(
+        ed.DeviceError, match=r'Intel\'s: pip install "edgediffusion\[openvino-native'
+    ):
+        open_unet(demo)
+
+
+@pytest.mark.usefixtures("other_cpu")
+def test_a_package_that_does_not_load_is_named(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_openvino.py").write_text("raise ImportError('libx.so is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(openvino_native, "_PACKAGE", "broken_openvino")
+    with pytest.raises(ed.DeviceError, match=r"does not load on .*: libx\.so is missing"):
         open_unet(demo)
