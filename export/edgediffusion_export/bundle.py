@@ -64,11 +64,15 @@ class Staging:
             os.fsync(file.fileno())
         self.files[relative] = FileSpec(size, digest.hexdigest())
 
+    def remove(self, relative: str) -> None:
+        """Remove a file."""
+        (self.folder / relative).unlink()
+        del self.files[relative]
+
     def discard(self, folder: str) -> None:
         """Remove the files of a folder, which are then made anew."""
         for relative in [name for name in self.files if name.startswith(f"{folder}/")]:
-            (self.folder / relative).unlink()
-            del self.files[relative]
+            self.remove(relative)
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, which makes the folder a bundle."""

@@ -9,7 +9,6 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import onnx_ir as ir
 import torch
 from safetensors.numpy import save
 
@@ -26,12 +25,12 @@ from edgediffusion.manifest import (
     GoldenCase,
     GraphSpec,
     Precision,
-    Rewritten,
     StoredTensor,
 )
 from edgediffusion_export.architecture import Size
 from edgediffusion_export.cuda_graph import fuse_for_cuda
 from edgediffusion_export.cuda_proof import prove_fused
+from edgediffusion_export.forms import measure_forms, write_forms
 from edgediffusion_export.golden import (
     Golden,
     latent_scale,
@@ -45,12 +44,10 @@ from edgediffusion_export.job import Job
 from edgediffusion_export.latent_rgb import fit_latent_rgb
 from edgediffusion_export.onnx_export import TRACED_PREFIX, export_graph, serialized
 from edgediffusion_export.options import INT8, INT8_DYNAMIC
-from edgediffusion_export.parity import Array, Outputs, measure, reference, run_module
+from edgediffusion_export.parity import Array, Outputs, reference, run_module
 from edgediffusion_export.plans import write_plans
 from edgediffusion_export.precision import Overflow, find_overflow
 from edgediffusion_export.quantize.quantizer import Quantizer, prepare
-from edgediffusion_export.rewrites import areas_for, rewrite
-from edgediffusion_export.splitting import split
 from edgediffusion_export.weights import WeightStore, is_matrix
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -383,30 +380,8 @@ def _pack(
         job.staging.write(file, [serialized(model)])
     for subject, model, links in traced:
         weights.link(model, links, WEIGHTS_FILE)
-        subject.spec = _write_forms(job, network, subject.spec, model)
+        subject.spec = write_forms(job, network, subject.spec, model)
     return weights.tensors()
-
-
-def _write_forms(job: Job, network: Network, spec: GraphSpec, model: ir.Model) -> GraphSpec:
-    """Write a graph, in parts and rewritten, too, where that was asked for; the graph changes."""
-    job.staging.write(spec.file, [serialized(model)])
-    count = job.options.split if network.name == "unet" else 1
-    parts = split(model, spec, count) if count > 1 else []
-    for part, graph in parts:
-        job.staging.write(part.file, [serialized(graph)])
-    spec = msgspec.structs.replace(spec, parts=tuple(part for part, _ in parts))
-    names = job.options.rewrites if spec.precision == "fp32" else ()
-    counts = rewrite(model, names, areas_for(network.name))
-    if not counts:
-        return spec
-    file = f"{spec.file.removesuffix('.onnx')}.fp32.onnx"
-    job.staging.write(file, [serialized(model)])
-    return msgspec.structs.replace(spec, fp32=Rewritten(file, counts))
-
-
-def _forms(spec: GraphSpec) -> list[GraphSpec]:
-    """The graph as the device ``cpu`` opens it, and the plain one where that is another."""
-    return [spec, msgspec.structs.replace(spec, fp32=None, parts=())] if spec.fp32 else [spec]
 
 
 def _prove(
@@ -415,13 +390,7 @@ def _prove(
     """Pass the parity gate, and keep PyTorch's outputs as golden vectors."""
     spec = subject.spec
     job.begin(f"{spec.file}: proving")
-    parity = max(
-        (
-            measure(each, job.staging.folder, subject.cases, golden.tensors, subject.wanted)
-            for each in _forms(spec)
-        ),
-        key=lambda found: found.l2,
-    )
+    spec = measure_forms(job, spec, subject.cases, golden, subject.wanted)
     stem = spec.file.removeprefix(f"{network.name}/").removesuffix(".onnx")
     cases = tuple(
         GoldenCase(case.inputs, {name: golden.keep_output(f"{stem}.{i}.{name}", array)
@@ -433,7 +402,7 @@ def _prove(
         devices["cuda"] = prove_fused(
             spec, subject.fused, job.staging.folder, subject.cases, golden.tensors, subject.wanted
         )
-    return msgspec.structs.replace(spec, parity=parity, golden=cases, note=note, devices=devices)
+    return msgspec.structs.replace(spec, golden=cases, note=note, devices=devices)
 
 
 def _build_plans(job: Job, spec: GraphSpec) -> GraphSpec:

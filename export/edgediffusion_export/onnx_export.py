@@ -14,7 +14,7 @@ from edgediffusion.manifest import GraphSpec
 from edgediffusion_export.graphs import Network, Traced
 from edgediffusion_export.mixed import compute_in_float32
 from edgediffusion_export.quiet import quiet_onnx
-from edgediffusion_export.shared_rows import share_rows
+from edgediffusion_export.shared_rows import remove_idle, share_rows
 
 OPSET: Final = 20
 """Group norm stays InstanceNormalization, which every CPU provider runs fast; GELU is one node."""
@@ -74,6 +74,7 @@ def _trace(network: Network, spec: GraphSpec, module: torch.nn.Module) -> ir.Mod
         )
     assert program is not None  # it is None only with a file name
     model: ir.Model = program.model
+    remove_idle(model.graph)
     return model
 
 

@@ -15,7 +15,7 @@ INT8_DYNAMIC: Final = "int8-dynamic"
 PRECISIONS: Final = ("fp32", "fp16", INT8, INT8_DYNAMIC)
 STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu", "cuda", "tensorrt-rtx")
-REWRITES: Final = ("attention", "winograd")
+REWRITES: Final = ("attention", "winograd", "moments")
 """What ``edgediffusion_export.rewrites`` can do, named here so that options need no onnx."""
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16
@@ -35,7 +35,7 @@ class ExportOptions:
     deepcache : add the graphs of the UNet that let requests take shallow steps.
     attention_tiles : tiles a side within which the UNet attends to itself, at the highest
         resolution where it does; 1 is the checkpoint's own attention.
-    rewrites : names of the exact rewrites for CPUs that compute in float32 (``REWRITES``).
+    rewrites : names of the exact rewrites for CPUs (``REWRITES``).
     split : cut the UNet's graphs into so many parts as well, for machines with little memory.
     decoder_tiles : pictures' (height, width) that only the decoders get graphs for, so that larger
         pictures can be decoded tile by tile.

@@ -44,13 +44,16 @@ def measure(
     cases: Sequence[GoldenCase],
     tensors: dict[str, Array],
     wanted: Sequence[Outputs],
+    gate: float | None = None,
 ) -> Parity:
     """Run a graph on all cases and compare, then its parts, where it has some.
+
+    gate : another one than that of the graph's precision.
 
     An int8 graph has the gate that it earns here: its own error and some headroom. Raises
     ParityError unless both pass the gate.
     """
-    gate = GATES.get(spec.precision, INT8_LIMIT)
+    gate = gate or GATES.get(spec.precision, INT8_LIMIT)
     worst, max_abs = 0.0, 0.0
     for lean in (False, True) if spec.parts else (False,):
         with open_engine(spec, folder, "cpu", EngineOptions(lean=lean)) as engine:

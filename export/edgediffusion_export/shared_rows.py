@@ -52,6 +52,14 @@ def share_rows(many: ir.Model, one: ir.Model) -> int:
     return len(shared)
 
 
+def remove_idle(graph: ir.Graph) -> None:
+    """Take out the repetitions to the shape that a value has already."""
+    for node in list(graph):
+        if _repeats_rows(node) and static_shape(node.outputs[0]) == static_shape(node.inputs[0]):
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
+
+
 def _twins(many: ir.Graph, one: ir.Graph) -> dict[ir.Node, ir.Node]:
     """The nodes of one graph by those of the other; none where the two are not alike.
 
@@ -63,7 +71,7 @@ def _twins(many: ir.Graph, one: ir.Graph) -> dict[ir.Node, ir.Node]:
 
 
 def _repeats_rows(node: ir.Node) -> bool:
-    """Whether a node gives its input again, or the only row of it several times."""
+    """Whether a node gives the only row of its input, once or several times."""
     if node.op_type != "Expand":
         return False
     before, after = static_shape(node.inputs[0]), static_shape(node.outputs[0])

@@ -17,6 +17,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from edgediffusion.manifest import GraphSpec, PartSpec, TensorSpec
+from edgediffusion_export.rewrites.moments import find_moments
 
 BLOCK_BYTES: Final = 64 << 20
 """The largest product of queries and keys that a part keeps in memory at once."""
@@ -30,19 +31,20 @@ def split(model: ir.Model, spec: GraphSpec, count: int) -> list[tuple[PartSpec, 
     graph = model.graph
     nodes = [node for node in graph if not _is_constant(node)]
     uses = [_inputs_of(node) for node in nodes]
+    moments = find_moments(nodes)  # as outputs they stay in float32 where OpenVINO computes in bf16
     edges = [0, *_cuts(nodes, uses, count), len(nodes)]
     parts = []
     for index, (start, end) in enumerate(pairwise(edges)):
         made = _values(node.outputs for node in nodes[start:end])
         wanted = _values([*uses[end:], graph.outputs])
         inputs = [value for value in _values(uses[start:end]) if value not in made]
-        outputs = [value for value in made if value in wanted]
+        outputs = [value for value in made if value in wanted or value in moments]
         extracted = ir.convenience.extract(graph, inputs, outputs)
         block_attention(extracted)
         part = PartSpec(
             file=f"{spec.file.removesuffix('.onnx')}.part-{index + 1}.onnx",
-            inputs=tuple(map(_tensor, inputs)),
-            outputs=tuple(map(_tensor, outputs)),
+            inputs=tuple(map(tensor_spec, inputs)),
+            outputs=tuple(map(tensor_spec, outputs)),
         )
         parts.append((part, ir.Model(extracted, ir_version=model.ir_version)))
     return parts
@@ -177,7 +179,8 @@ def _describe(node: Any, like: Any, blocks: int) -> None:
         output.shape = ir.Shape(sides)
 
 
-def _tensor(value: Any) -> TensorSpec:
+def tensor_spec(value: Any) -> TensorSpec:
+    """Describe a value of a graph as the manifest does."""
     return TensorSpec(value.name, value.dtype.numpy().name, tuple(value.shape))
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-import msgspec
-
 from edgediffusion.bundle import Bundle
 from edgediffusion.cpu import computes_bf16, computes_int8
 from edgediffusion.cuda_provider import is_installed as has_cuda
@@ -18,7 +16,7 @@ from edgediffusion.errors import DeviceError, EngineError, RequestError
 from edgediffusion.fingerprint import engine_facts, fingerprint, libraries_of
 from edgediffusion.golden import check_graph, read_tensors
 from edgediffusion.hashing import SELF_TESTS, recall, remember
-from edgediffusion.manifest import GraphSpec, Manifest
+from edgediffusion.manifest import GraphSpec, Manifest, sparing
 from edgediffusion.tensorrt_library import promising
 
 COMPILERS: Final = ("tensorrt", "tensorrt-rtx")
@@ -139,7 +137,7 @@ class Chooser:
         """
         options = replace(self._options, lean=lean or self._options.lean)
         if options.lean or self._limited:  # the weights of rewritten graphs take more memory
-            spec = msgspec.structs.replace(spec, fp32=None)
+            spec = sparing(spec)
         failures: dict[str, DeviceError | EngineError] = {}
         for device, _ in self._candidates:
             try:

@@ -17,14 +17,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgediffusion.cpu import computes_int8
+from edgediffusion.cpu import bf16_unit, computes_int8
 from edgediffusion.engine import Arithmetic, EngineOptions
 from edgediffusion.engine_cache import engine_cache, load_or_build, nothing
 from edgediffusion.errors import EngineError
 from edgediffusion.external_data import check_locations
 from edgediffusion.fingerprint import engine_facts
 from edgediffusion.graph_bytes import half_weights
-from edgediffusion.manifest import GraphSpec
+from edgediffusion.manifest import ANY_UNIT, GraphSpec, Rewritten, TensorSpec
 
 _PROVIDER: Final = "CPUExecutionProvider"
 _DTYPES: Final = {
@@ -243,11 +243,25 @@ def open_backend(
 
 
 def cpu_path(spec: GraphSpec, path: Path, arithmetic: Arithmetic) -> Path:
-    """Return the file of the graph at ``path`` for a CPU that computes in ``arithmetic``.
+    """Return the file of the graph at ``path`` for a CPU that computes in ``arithmetic``."""
+    form = cpu_form(spec, arithmetic)
+    return path.parents[1] / form.file if form else path
 
-    What was rewritten for float32 is too coarse in other arithmetic, and slower there.
-    """
-    return path.parents[1] / spec.fp32.file if spec.fp32 and arithmetic == "fp32" else path
+
+def cpu_form(spec: GraphSpec, arithmetic: Arithmetic) -> Rewritten | None:
+    """Return the form of a graph for a CPU that computes in ``arithmetic``; None: the plain one."""
+    if arithmetic == "fp32":
+        return spec.fp32
+    if arithmetic != "bf16":
+        return None
+    return spec.bf16.get(bf16_unit() or ANY_UNIT, spec.bf16.get(ANY_UNIT))
+
+
+def hidden_outputs(spec: GraphSpec, path: Path) -> tuple[TensorSpec, ...]:
+    """Return what the file at ``path`` gives beside the outputs of the graph that it is one of."""
+    forms = (spec.fp32, *spec.bf16.values())
+    mine = [form for form in forms if form and Path(form.file).name == path.name]
+    return mine[0].hidden if mine else ()
 
 
 def open_with(
@@ -275,7 +289,7 @@ def open_with(
         )
     backend = OrtBackend(session, spec, compiler, on_close)
     try:
-        check_signature(session, spec, path)
+        check_signature(session, spec, path, hidden_outputs(spec, path))
     except EngineError:
         backend.close()
         raise
@@ -309,11 +323,13 @@ def session_options(options: EngineOptions) -> ort.SessionOptions:
     return chosen
 
 
-def check_signature(session: Session, spec: GraphSpec, path: Path) -> None:
-    """Raise EngineError if the inputs and outputs of a session are not those of ``spec``."""
+def check_signature(
+    session: Session, spec: GraphSpec, path: Path, hidden: Sequence[TensorSpec] = ()
+) -> None:
+    """Raise EngineError if a session's inputs and outputs are not those of ``spec`` and hidden."""
     found = [*session.get_inputs(), *session.get_outputs()]
     got = [(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in found]
-    wanted = [(t.name, str(t.dtype), t.shape) for t in (*spec.inputs, *spec.outputs)]
+    wanted = [(t.name, str(t.dtype), t.shape) for t in (*spec.inputs, *spec.outputs, *hidden)]
     if sorted(got, key=repr) != sorted(wanted, key=repr):
         raise EngineError(
             f"{path} is not the graph that the manifest describes:\n  graph has {_say(got)}\n"

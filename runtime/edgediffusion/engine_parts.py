@@ -66,6 +66,7 @@ def part_graphs(spec: GraphSpec) -> tuple[GraphSpec, ...]:
             plans=(),
             devices={},
             fp32=None,
+            bf16={},
         )
         for part in spec.parts
     )

@@ -18,6 +18,8 @@ DEEP: Final = "deep"
 """The UNet's graph that gives out, beside the prediction, the features before its last layer."""
 SHALLOW: Final = "shallow"
 """The UNet's graph that takes such features in place of the work that leads to them."""
+ANY_UNIT: Final = "any"
+"""The form of a graph for every CPU that computes in bf16 and has none for its unit."""
 GATES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 3e-2, "tf32": 3e-2}
 """Largest L2 error of an output over the L2 norm of its reference, by arithmetic class.
 
@@ -116,13 +118,17 @@ class DeviceGraph(msgspec.Struct, frozen=True):
 
 
 class Rewritten(msgspec.Struct, frozen=True):
-    """A second file of a graph: the same function of the same weights, by other operators.
+    """A further file of a graph: the same function of the same weights, by other operators.
 
-    ``rewrites`` says how often each of the exporter's rewrites was made.
+    ``rewrites`` says how often each of the exporter's rewrites was made. ``hidden`` are outputs
+    that the file has beside the graph's, and that nobody reads. ``parity`` is that of a file whose
+    arithmetic is coarser than the graph's; others count in the graph's own.
     """
 
     file: str
     rewrites: dict[str, int]
+    hidden: tuple[TensorSpec, ...] = ()
+    parity: Parity | None = None
 
 
 class GraphSpec(msgspec.Struct, frozen=True):
@@ -132,8 +138,9 @@ class GraphSpec(msgspec.Struct, frozen=True):
     ``variant`` tells apart graphs of the same batch and size: ``plain``, the text encoder's
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
     on, or ``deep.chunks-2``. The same graph in other forms: ``parts``, cut for small machines;
-    ``fp32``, what CPUs take that compute in float32; ``devices``, in operators of one device;
-    ``plans``, built for kinds of GPU.
+    ``fp32``, what CPUs take that compute in float32; ``bf16``, what those take that compute in
+    bf16, by the unit that multiplies (``avx512``), or ``any``; ``devices``, in operators of one
+    device; ``plans``, built for kinds of GPU.
     """
 
     file: str
@@ -150,6 +157,7 @@ class GraphSpec(msgspec.Struct, frozen=True):
     parts: tuple[PartSpec, ...] = ()
     devices: dict[str, DeviceGraph] = {}
     fp32: Rewritten | None = None
+    bf16: dict[str, Rewritten] = {}
 
     def named_files(self) -> Iterator[tuple[str, str]]:
         """All files of the graph, each after the field that names it."""
@@ -159,11 +167,18 @@ class GraphSpec(msgspec.Struct, frozen=True):
         yield from ((f"devices.{name}.file", own.file) for name, own in self.devices.items())
         if self.fp32:
             yield "fp32.file", self.fp32.file
+        yield from ((f"bf16.{unit}.file", form.file) for unit, form in self.bf16.items())
 
     @property
     def files(self) -> tuple[str, ...]:
         """All files of the graph."""
         return tuple(file for _, file in self.named_files())
+
+
+def sparing(graph: GraphSpec) -> GraphSpec:
+    """The graph without the forms whose weights take more memory than the plain one's."""
+    light = {ANY_UNIT: graph.bf16[ANY_UNIT]} if ANY_UNIT in graph.bf16 else {}
+    return msgspec.structs.replace(graph, fp32=None, bf16=light)
 
 
 class StoredTensor(msgspec.Struct, frozen=True):

@@ -115,8 +115,11 @@ class NativeSession:
 
 
 def _port(port: Any) -> Port:
+    """Describe one; where OpenVINO knows it by several names, its node has the graph's own."""
+    own = port.node.friendly_name
+    name = own if own in port.names else port.any_name
     shape = tuple(port.shape) if port.partial_shape.is_static else ()
-    return Port(port.any_name, port.element_type.to_dtype().name, shape)
+    return Port(name, port.element_type.to_dtype().name, shape)
 
 
 @dataclass(frozen=True)

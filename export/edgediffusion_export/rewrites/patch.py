@@ -40,6 +40,12 @@ class Patch:
         """Put the sides of ``value`` into another order."""
         return self.add("Transpose", value, perm=list(sides))
 
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The numbers of ``value`` in another type."""
+        made = self.add("Cast", value, to=dtype)
+        made.type = ir.TensorType(dtype)
+        return made
+
     def rows(self, value: ir.Value, start: int, stop: int) -> ir.Value:
         """Some rows of maps of shape (batch, channels, height, width)."""
         bounds = [self.constant(f"at.{at}", np.array([at], np.int64)) for at in (start, stop, 2)]
