@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 import edgediffusion as ed
+from edgediffusion import auto
 from edgediffusion.bundle import find_bundle
 from edgediffusion.hashing import sha256_file
 from edgediffusion.manifest import FileSpec, Rewritten
@@ -24,6 +25,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("EDGEDIFFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _auto_takes_the_cpu() -> Iterator[None]:
+    """Let ``auto`` mean ``cpu``, and so float32, whatever the CPU that the tests run on could do.
+
+    Tests of what ``auto`` chooses say themselves what there is.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "computes_bf16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,9 @@ def write_forms(job: Job, network: Network, spec: GraphSpec, model: ir.Model) ->
     bf16: dict[str, Rewritten] = {}
     for unit, names in HALVES.items():
         form = _rewrite(job, network, spec, plain, f"bf16-{unit}", names, halves=unit != ANY_UNIT)
-        if form:
+        if form and any(form.rewrites == other.rewrites for other in bf16.values()):
+            job.staging.remove(form.file)  # nothing of it is for this unit alone
+        elif form:
             bf16[unit] = form
     return msgspec.structs.replace(spec, fp32=fp32, bf16=bf16)
 

@@ -14,7 +14,6 @@ with other constants. Exact: each row gets the numbers that it would have comput
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +22,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgediffusion_export.rewrites.patch import Patch, static_shape
 
-_BROADCASTS: Final = ("Add", "Sub", "Mul", "Div")
-"""Operators that repeat a smaller input by themselves."""
+_CHEAP: Final = ("Reshape", "Transpose", "Unsqueeze", "Mul")
+"""Operators that all rows may as well have: providers know attention and biases by them."""
 
 
 def share_rows(many: ir.Model, one: ir.Model) -> int:
@@ -35,6 +34,7 @@ def share_rows(many: ir.Model, one: ir.Model) -> int:
     """
     twins = _twins(many.graph, one.graph)
     own = _with_own_rows(many.graph, one.graph)
+    _leave_cheap(many.graph, own)
     shared = [node for node in twins if not own.intersection(node.outputs)]
     shrunk = {
         value: twin
@@ -91,6 +91,14 @@ def _with_own_rows(many: ir.Graph, one: ir.Graph) -> set[Any]:
     return own
 
 
+def _leave_cheap(graph: ir.Graph, own: set[Any]) -> None:
+    """Count cheap operators in front of those with rows of their own among them."""
+    for node in reversed(graph):
+        users = [user for output in node.outputs for user in output.consumers()]
+        if node.op_type in _CHEAP and users and all(_is_own(user, own) for user in users):
+            own.update(node.outputs)
+
+
 def _handed_on(shrunk: dict[Any, Any], own: set[Any]) -> dict[Any, Any]:
     """Those values that a node with rows of its own takes, or that leave the graph."""
     return {
@@ -143,15 +151,10 @@ def _repeat_for_others(graph: ir.Graph, shapes: dict[Any, Any], own: set[Any]) -
         if not _is_own(node, own):
             continue
         for index, value in enumerate(node.inputs):
-            if value in shapes and not _fits(node, shapes[value]):
+            if value in shapes:
                 if value not in repeated:
                     repeated[value] = _repeat(graph, node, value, shapes[value])
                 node.replace_input_with(index, repeated[value])
-
-
-def _fits(node: ir.Node, shape: Iterable[int]) -> bool:
-    """Whether the operator repeats its input anyway, to a larger shape than that of its rows."""
-    return node.op_type in _BROADCASTS and static_shape(node.outputs[0]) != shape
 
 
 def _repeat(graph: ir.Graph, before: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:

@@ -31,7 +31,7 @@ def test_a_unet_has_a_graph_for_each_size_and_batch() -> None:
         ("unet/512x768.b2.onnx", (512, 768), 2),
     ]
     assert signature(specs("unet")[3]) == {
-        "sample": ("float32", (2, 4, 64, 96)),
+        "sample": ("float32", (1, 4, 64, 96)),
         "timestep": ("float32", (1,)),
         "encoder_hidden_states": ("float32", (2, 77, 768)),
         "out_sample": ("float32", (2, 4, 64, 96)),

@@ -17,7 +17,7 @@ import edgediffusion as ed
 from edgediffusion.errors import ParityError, RequestError
 from edgediffusion.golden import relative_l2
 from edgediffusion.manifest import GraphSpec, Parity, TensorSpec
-from edgediffusion_export import component
+from edgediffusion_export import forms
 from edgediffusion_export.splitting import block_attention, split
 
 REQUEST = ed.Request(prompt="a red circle", steps=3, seed=7)
@@ -190,7 +190,7 @@ def test_parts_that_compute_something_else_leave_no_bundle(
         next(node for node in parts[-1][1].graph if node.op_type == "Add").op_type = "Sub"
         return parts
 
-    monkeypatch.setattr(component, "split", spoilt)
+    monkeypatch.setattr(forms, "split", spoilt)
     with pytest.raises(ParityError, match="differs from PyTorch's float32"):
         exporting(checkpoint, tmp_path / "b", split=2, batches=(1,))
     assert not (tmp_path / "b").exists()

@@ -70,7 +70,7 @@ class TileAreas:
 
 
 AT_EVERY_STEP: Final = TileAreas(small=16 * 16, large=64 * 64)
-AT_EVERY_STEP_IN_HALVES: Final = TileAreas(small=16 * 16, large=32 * 32)
+AT_EVERY_STEP_IN_HALVES: Final = TileAreas(small=8 * 8, large=32 * 32)
 ONCE_A_PICTURE_IN_HALVES: Final = TileAreas(small=64 * 64, large=1 << 30)
 """Decoders add up what tiles of 4x4 lose: 5e-2 where the gate is 3e-2. Tiles of 2x2 do not."""
 ONCE_A_PICTURE: Final = TileAreas(small=64 * 64, large=128 * 128)

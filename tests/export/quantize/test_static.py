@@ -111,7 +111,7 @@ def test_every_graph_is_within_its_measured_gate(
         with open_engine(graph, bundle.path, device) as engine:
             assert engine.arithmetic == "int8"
             error = check_graph(engine, tensors)
-        assert 1e-4 < error <= bundle.gate(graph, "int8") < 0.1
+        assert 1e-4 < error <= bundle.gate(graph, "int8") < 0.15
         assert graph.note is not None
         assert "see unet/int8.json" in graph.note
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
 from edgediffusion_export.rewrites import rewrite, winograd
-from edgediffusion_export.rewrites.winograd import LARGE, SMALL, Filtering, TileAreas
+from edgediffusion_export.rewrites.winograd import BALANCED, LARGE, SMALL, Filtering, TileAreas
 from tests.export.rewrites.small import Small, draw, operators
 
 INS, OUTS, BATCH = 12, 20, 2
@@ -144,7 +146,7 @@ def test_nothing_is_done_unasked() -> None:
     assert graph.distance(model) == 0
 
 
-@pytest.mark.parametrize("form", [SMALL, LARGE])
+@pytest.mark.parametrize("form", [SMALL, LARGE, BALANCED])
 def test_the_matrices_filter_a_row(form: Filtering) -> None:
     """In one dimension: outputs @ ((taps @ g) * (inputs @ d)) is the correlation of d with g."""
     taps, row = draw(3).astype(float), draw(form.tile + 2, seed=1).astype(float)
@@ -155,3 +157,49 @@ def test_the_matrices_filter_a_row(form: Filtering) -> None:
     got = twice.outputs @ ((twice.taps @ taps) * (twice.inputs @ small))
     want = np.correlate(np.repeat(small, 2)[1:-1], taps, "valid")
     np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_the_points_that_lavin_and_gray_print() -> None:
+    assert LARGE.inputs[0].tolist() == [4, 0, -5, 0, 1, 0]
+    assert LARGE.inputs[3].tolist() == [0, -2, -1, 2, 1, 0]
+    np.testing.assert_allclose(LARGE.taps[3], [1 / 24, 1 / 12, 1 / 6])
+    assert LARGE.outputs[3].tolist() == [0, 1, -1, 8, -8, 1]
+    assert SMALL.taps[1].tolist() == [0.5, 0.5, 0.5]
+
+
+def to_bf16(array: Any) -> Any:
+    """Round as bf16 does: to 8 bits, half to even."""
+    bits = np.asarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def test_balanced_points_lose_half_where_bf16_rounds() -> None:
+    draws = np.random.default_rng(0)
+    tiles = to_bf16(draws.standard_normal((40, 64, 6, 6)))
+    taps = draws.standard_normal((16, 64, 3, 3)).astype(np.float32)
+    patches = np.lib.stride_tricks.sliding_window_view(tiles, (3, 3), (2, 3))
+    want = np.einsum("tcxyij,kcij->tkxy", patches, taps, optimize=True)
+
+    def loss(form: Filtering) -> float:
+        kernels = to_bf16(np.einsum("ai,bj->abij", form.inputs, form.inputs))
+        columns = to_bf16(np.einsum("abij,tcij->abtc", kernels, tiles, optimize=True))
+        weights = to_bf16(np.einsum("ai,kcij,bj->abck", form.taps, taps, form.taps, optimize=True))
+        summed = to_bf16(columns @ weights)
+        back = np.einsum("ia,abtk,jb->tkij", form.outputs, summed, form.outputs, optimize=True)
+        return float(np.linalg.norm(back - want) / np.linalg.norm(want))
+
+    assert loss(BALANCED) < 0.6 * loss(LARGE)
+
+
+@pytest.mark.parametrize(
+    ("graph", "count"),
+    [(convolution(8, 16), 36), (convolution(8, 8), 16), (upsampled(8, 16), 9)],
+)
+def test_products_in_bf16_are_typed_so(graph: Small, count: int) -> None:
+    model = graph.model()
+    assert rewrite(model, ["winograd"], AREAS, halves=True) == {"winograd": 1}
+    onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
+    (product, *_) = (node for node in model.graph if node.op_type == "MatMul")
+    assert {value.dtype for value in product.inputs} == {ir.DataType.BFLOAT16}
+    assert product.outputs[0].dtype == ir.DataType.BFLOAT16
+    assert product.inputs[0].producer().inputs[0].producer().inputs[1].shape[0] == count
