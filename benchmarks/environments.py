@@ -31,6 +31,7 @@ from rich.table import Table
 from edgediffusion.errors import choices
 from edgediffusion.files import write_atomically
 from edgediffusion.hashing import cache_folder
+from edgediffusion.openvino_plugin import serves_this_cpu
 
 Say = Callable[[str], None]
 
@@ -62,9 +63,11 @@ class Environment:
 
 TORCH: Final = "torch==2.13.0"
 
+OPENVINO: Final = "openvino" if serves_this_cpu() else "openvino-native"
+"""The extra that has OpenVINO for this machine's CPU."""
 ENVIRONMENTS: Final[Mapping[str, Environment]] = {
     "edgediffusion": Environment((".", *CONSTRAINTS)),
-    "edgediffusion-openvino": Environment((".[openvino]", *CONSTRAINTS)),
+    "edgediffusion-openvino": Environment((f".[{OPENVINO}]", *CONSTRAINTS)),
     "edgediffusion-export": Environment((".[export]", *CONSTRAINTS)),
     "diffusers": Environment(
         (TORCH, "diffusers==0.42.1", "transformers==5.23.0", "accelerate==1.15.0")

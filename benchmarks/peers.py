@@ -86,10 +86,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_unet_inputs(workload: Workload, checkpoint: Path, path: Path) -> None:
-    """Write the inputs of one UNet call with guidance: noise, and noise in the place of text."""
+    """Write the inputs of one UNet call with guidance: noise, and noise in the place of text.
+
+    As guidance has it, all rows of text are for the same picture.
+    """
     config = read_config(checkpoint / "unet" / "config.json")
     batch, *shape = workload.latent_shape
-    sample = randn((2 * batch, *shape), seed=workload.seed)
+    sample = np.repeat(randn((1, *shape), seed=workload.seed), 2 * batch, axis=0)
     states = randn((2 * batch, TOKENS, config["cross_attention_dim"]), seed=workload.seed + 1)
     np.savez(path, sample=sample, timestep=TIMESTEP, states=states)
 

@@ -53,6 +53,9 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 SAVE_EVERY: Final = 25
 
+Way = tuple[ed.Pipeline, Mapping[str, Any]]
+"""What makes pictures, and what it is asked for beside the caption."""
+
 console = Console(stderr=True)
 
 
@@ -62,16 +65,24 @@ def main(
     number: int = 1000,
 ) -> None:
     """Fill the table, caption by caption."""
+    with ed.Pipeline.open(bundle, device="cpu") as pipe:
+        make_all(out, {name: (pipe, options) for name, options in WAYS.items()}, number)
+
+
+def make_all(out: Path, ways: Mapping[str, Way], number: int) -> None:
+    """Make captions in all ways, from where the report in ``out`` ends; keep it every now and then.
+
+    The first way is what the others are compared with.
+    """
     from sampling import draw_captions
 
-    with ed.Pipeline.open(bundle, device="cpu") as pipe:
-        report = begin(out, pipe.bundle)
-        captions = draw_captions(number, held_out=True)
-        done = len(report["ways"][ALL]["ms"])
-        for seed in track(range(done, number), "captions", console=console):
-            add(report, pipe, captions[seed], seed)
-            if seed % SAVE_EVERY == SAVE_EVERY - 1 or seed == number - 1:
-                write_report(out, report)
+    report = begin(out, ways)
+    captions = draw_captions(number, held_out=True)
+    done = len(next(iter(report["ways"].values()))["ms"])
+    for seed in track(range(done, number), "captions", console=console):
+        add(report, ways, captions[seed], seed)
+        if seed % SAVE_EVERY == SAVE_EVERY - 1 or seed == number - 1:
+            write_report(out, report)
 
 
 def difference(right: list[bool], base: list[bool]) -> tuple[float, float, float]:
@@ -85,24 +96,25 @@ def difference(right: list[bool], base: list[bool]) -> tuple[float, float, float
     return float(pairs.mean()), float(low), float(high)
 
 
-def begin(out: Path, bundle: ed.Bundle) -> dict[str, Any]:
+def begin(out: Path, ways: Mapping[str, Way]) -> dict[str, Any]:
     """The report so far where it is of this bundle and these ways, else an empty one."""
-    options = {name: {k: str(v) for k, v in way.items()} for name, way in WAYS.items()}
-    facts = {"schema": SCHEMA, "bundle_sha256": bundle.sha256, "options": options}
+    options = {name: {k: str(v) for k, v in way.items()} for name, (_, way) in ways.items()}
+    pipe, _ = next(iter(ways.values()))
+    facts = {"schema": SCHEMA, "bundle_sha256": pipe.bundle.sha256, "options": options}
     if out.exists():
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         if found.items() >= facts.items():
             return found
-    ways: dict[str, Any] = {name: {"ms": [], "right": [], "psnr_db": []} for name in WAYS}
-    return {**facts, "machine": machine_facts(), "ways": ways}
+    empty: dict[str, Any] = {name: {"ms": [], "right": [], "psnr_db": []} for name in ways}
+    return {**facts, "machine": machine_facts(), "ways": empty}
 
 
-def add(report: dict[str, Any], pipe: ed.Pipeline, caption: Any, seed: int) -> None:
+def add(report: dict[str, Any], ways: Mapping[str, Way], caption: Any, seed: int) -> None:
     """Make one caption in every way. The first of all runs is done twice: it loads the graphs."""
     from judge import judge
 
     whole = None
-    for name, way in WAYS.items():
+    for name, (pipe, way) in ways.items():
         request = ed.Request(**({"prompt": str(caption), "seed": seed, "steps": 20} | way))
         if not report["ways"][name]["ms"]:
             pipe.generate(request)

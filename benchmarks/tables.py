@@ -40,6 +40,8 @@ from benchmarks.throughput import throughput_table
 from edgediffusion.timing import summarize
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "xeon-avx512-2core"
+ZEN4: Final = ROOT / "benchmarks" / "results" / "epyc-zen4-2core"
+"""A second machine: an AMD CPU, which has fast bf16."""
 PAGES: Final = tuple(
     ROOT / page
     for page in (
@@ -196,9 +198,8 @@ def sampler_quality() -> str:
     )
 
 
-def savings() -> str:
-    """What each way to save time gains and costs."""
-    figures = read(RESULTS / "savings.json")
+def ways_table(figures: Report, script: str) -> str:
+    """What each way to make pictures gains and costs beside the first."""
     ways = figures["ways"]
     base = next(iter(ways.values()))
     rows = []
@@ -218,8 +219,8 @@ def savings() -> str:
     return (
         f"{len(base['right']):,} held-out captions of the demo, the same seeds in every way, "
         f"{figures['machine']['cores']} cores of {figures['machine']['cpu']}. Time is that of the "
-        "picture with nothing left out, made in the same minute; PSNR is to that picture. With "
-        "95 % intervals. Command: `python benchmarks/savings.py shapes --number "
+        f"picture in the first row, made in the same minute; PSNR is to that picture. With "
+        f"95 % intervals. Command: `python benchmarks/{script} shapes --number "
         f"{len(base['right'])}`.\n\n" + table(head, rows)
     )
 
@@ -231,7 +232,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "sampler_cost": sampler_cost,
     "sampler_parity": sampler_parity,
     "sampler_quality": sampler_quality,
-    "savings": savings,
+    "savings": lambda: ways_table(read(RESULTS / "savings.json"), "savings.py"),
     "plots": plots,
     "int8": lambda: exports_table(read(RESULTS / "int8.json")),
     "int8_sd15": lambda: where_measured("int8_full_size.json", int8_steps_table),
@@ -241,6 +242,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
+    "devices_zen4": lambda: devices_table(read(ZEN4 / "devices_shapes.json")),
+    "peers_sd15_zen4": lambda: where_measured("peers_sd15.json", peers_table, ZEN4),
+    "arithmetic_zen4": lambda: ways_table(read(ZEN4 / "arithmetic.json"), "arithmetic.py"),
     "gpu_layout": layout,
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
     "peers_summary": lambda: peers_summary(

@@ -26,6 +26,7 @@ from benchmarks.contenders.protocol import (
     Stage,
     serve,
 )
+from edgediffusion.fingerprint import libraries_of
 from edgediffusion.hashing import cache_folder
 from edgediffusion.text_conditions import unet_rows
 from edgediffusion.text_encoder import States
@@ -45,10 +46,8 @@ class EdgeDiffusion:
 
     def hello(self, options: Mapping[str, Any]) -> Hello:
         """Say which runtime, on which libraries."""
-        names = ["edgediffusion", "onnxruntime", "numpy"]
-        if options["device"] == "openvino":
-            names.append("onnxruntime-ep-openvino")
-        return Hello({name: version(name) for name in names})
+        versions = {name: version(name) for name in ("edgediffusion", "onnxruntime", "numpy")}
+        return Hello(versions | libraries_of(options["device"]))
 
     def load(self, job: Job) -> Loaded:
         """Open the bundle and load the graphs that a picture needs, as the peers do."""
@@ -92,7 +91,7 @@ class EdgeDiffusion:
         engine = self.pipe.engine("unet", len(sample), self.job.size)
         values = {"sample": sample, "timestep": np.full(1, timestep), **rows}
         inputs = {
-            tensor.name: np.broadcast_to(values[tensor.name], tensor.shape).astype(tensor.dtype)
+            tensor.name: values[tensor.name][: tensor.shape[0]].astype(tensor.dtype)
             for tensor in engine.spec.inputs
         }
         return engine(**inputs)[engine.spec.outputs[0].name]

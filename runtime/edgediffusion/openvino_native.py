@@ -147,9 +147,9 @@ class NativeCompiler:
 
     def load(self, folder: Path) -> NativeSession:
         """Load what was compiled before."""
-        mapped = np.memmap(folder / _FILE, np.uint8, mode="c")  # OpenVINO wants it writeable
-        blob = _openvino().Tensor(mapped, shared_memory=True)
         try:
+            mapped = np.memmap(folder / _FILE, np.uint8, mode="c")  # OpenVINO wants it writeable
+            blob = _openvino().Tensor(mapped, shared_memory=True)
             network = self.core.import_model(blob, _DEVICE, dict(self.settings))
         except Exception as error:
             raise EngineError(f"{folder} does not load in OpenVINO: {_said(error)}") from error
