@@ -88,7 +88,7 @@ def measure_forms(
     parity = max(map(run, _in_float32(spec)), key=lambda found: found.l2)
     bf16 = {}
     for unit, form in spec.bf16.items():
-        if unit == ANY_UNIT:  # float32 like the rest where float32 runs it
+        if not _rounds(form):
             bf16[unit] = form
             continue
         stand_in = _for_any_cpu(job, form)
@@ -107,8 +107,12 @@ def _in_float32(spec: GraphSpec) -> Iterator[GraphSpec]:
     yield spec
     if spec.fp32:
         yield msgspec.structs.replace(spec, fp32=None, parts=())
-    if form := spec.bf16.get(ANY_UNIT):
-        yield _as_fp32(spec, form)
+    yield from (_as_fp32(spec, form) for form in spec.bf16.values() if not _rounds(form))
+
+
+def _rounds(form: Rewritten) -> bool:
+    """Whether a form has products of bf16 whatever runs it."""
+    return "winograd" in form.rewrites
 
 
 def _as_fp32(spec: GraphSpec, form: Rewritten) -> GraphSpec:

@@ -15,7 +15,7 @@ INT8_DYNAMIC: Final = "int8-dynamic"
 PRECISIONS: Final = ("fp32", "fp16", INT8, INT8_DYNAMIC)
 STORES: Final = ("source", "fp32", "fp16")
 TARGETS: Final = ("cpu", "cuda", "tensorrt-rtx")
-REWRITES: Final = ("attention", "winograd", "moments")
+REWRITES: Final = ("attention", "winograd", "moments", "heads", "gates")
 """What ``edgediffusion_export.rewrites`` can do, named here so that options need no onnx."""
 MAX_BATCH: Final = 64
 MAX_CHUNKS: Final = 16

@@ -139,8 +139,8 @@ class GraphSpec(msgspec.Struct, frozen=True):
     ``prompt``, and the UNet's ``deep``, ``shallow`` and, for longer prompts, ``chunks-2`` and so
     on, or ``deep.chunks-2``. The same graph in other forms: ``parts``, cut for small machines;
     ``fp32``, what CPUs take that compute in float32; ``bf16``, what those take that compute in
-    bf16, by the unit that multiplies (``avx512``), or ``any``; ``devices``, in operators of one
-    device; ``plans``, built for kinds of GPU.
+    bf16, by the unit that multiplies (``amx``, ``avx512``), or ``any``; ``devices``, in operators
+    of one device; ``plans``, built for kinds of GPU.
     """
 
     file: str

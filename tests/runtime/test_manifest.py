@@ -82,6 +82,11 @@ def test_all_faults_are_reported_at_once_with_their_paths() -> None:
             REWRITTEN,
             r"fp32.file: 'unet/a' is not list",
         ),
+        (
+            ("components", "unet", "graphs", 0, "bf16"),
+            {"amx": REWRITTEN},
+            r"bf16.amx.file: 'unet/a' is not list",
+        ),
         (("components", "unet", "graphs", 0, "outputs"), [tensor("a", -1)], r"\(-1,\), not static"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -68,6 +69,17 @@ def test_rows_go_through_the_graphs_that_are_there(
         np.testing.assert_array_equal(outputs["out_sample"][row], IMAGE + row)
         assert outputs["deep_features"][row] == 2 * row
     assert unet.spent_ms > 0
+
+
+def test_a_graph_may_take_one_picture_for_all_rows() -> None:
+    backend = Echo()
+    graph = engine(2, backend)
+    sample = TensorSpec("sample", "float16", (1, 2, 2, 2))
+    others = (tensor for tensor in graph.spec.inputs if tensor.name != "sample")
+    graph.spec = msgspec.structs.replace(graph.spec, inputs=(*others, sample))
+    outputs = Unet({2: graph})(IMAGE, 7.5, text=np.arange(2, dtype=np.float32)[:, None])
+    assert backend.batches == [1]
+    np.testing.assert_array_equal(outputs["out_sample"], [IMAGE, IMAGE + 1])
 
 
 def test_a_prediction_that_is_no_number_names_the_component_and_the_timestep() -> None:

@@ -20,6 +20,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgediffusion.manifest import ANY_UNIT
 from edgediffusion_export.rewrites.attention import fuse_attention
+from edgediffusion_export.rewrites.gates import split_gates
+from edgediffusion_export.rewrites.heads import pad_heads
 from edgediffusion_export.rewrites.moments import expose_moments
 from edgediffusion_export.rewrites.winograd import (
     AT_EVERY_STEP,
@@ -37,10 +39,12 @@ FLOAT32: Final = ("attention", "winograd")
 """The rewrites for CPUs that compute in float32."""
 HALVES: Final[Mapping[str, tuple[str, ...]]] = {
     ANY_UNIT: ("moments",),
+    "amx": ("moments", "heads", "gates"),
     "avx512": ("moments", "winograd"),
 }
 """Those for CPUs that compute in bf16, by the unit that multiplies. Where that is AMX, products
-take a fraction of the time, and tiles of Winograd's would cost more than they save."""
+take a fraction of the time: tiles of Winograd's would cost more than they save, and zeros that fill
+AMX's own tiles cost less than they save."""
 
 
 def rewrite(
@@ -64,6 +68,8 @@ def done_by(areas: TileAreas, halves: bool = False) -> Mapping[str, Rewrite]:
         "attention": fuse_attention,
         "winograd": partial(filter_minimally, areas=areas, halves=halves),
         "moments": expose_moments,
+        "heads": pad_heads,
+        "gates": split_gates,
     }
 
 

@@ -95,6 +95,12 @@ def is_weight(value: ir.Value | None) -> bool:
     return bool(value.is_initializer())
 
 
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The node that takes a value, if no other one does and it does not leave the graph."""
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and not value.is_graph_output() else None
+
+
 def attribute(node: ir.Node, name: str, default: Sequence[int] | int | str) -> Any:
     """The value of an attribute, integers in a tuple."""
     found = node.attributes.get(name)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, checker, helper, numpy_helper, shape_inference
 
 from edgediffusion.golden import relative_l2
 
@@ -19,6 +19,13 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 def draw(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def check(model: ir.Model) -> None:
+    """Checked as a file, with all shapes inferred and compared with those that are said."""
+    proto = ir.serde.serialize_model(model)
+    checker.check_model(proto, full_check=True)
+    shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,6 @@ class Small:
 
     def model(self) -> ir.Model:
         """The graph with the shapes of all values, which the tracer knows too."""
-        from onnx.shape_inference import infer_shapes
 
         def say(name: str, shape: tuple[int, ...]) -> object:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -46,7 +52,9 @@ class Small:
         )
         opset = helper.make_opsetid("", 20)
         made = helper.make_model(graph, opset_imports=[opset], ir_version=10)
-        return ir.serde.deserialize_model(infer_shapes(made, strict_mode=True, data_prop=True))
+        return ir.serde.deserialize_model(
+            shape_inference.infer_shapes(made, strict_mode=True, data_prop=True)
+        )
 
     def run(self, model: ir.Model) -> NDArray[np.float32]:
         """Compute ``y`` for inputs drawn from fixed seeds."""

@@ -110,7 +110,7 @@ def test_other_arithmetic_takes_the_plain_file(rewritten: ed.Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "file"), [("avx512", "b1.bf16-avx512"), ("amx", "b1.bf16-any"), (None, "b1.bf16-any")]
+    ("unit", "file"), [("avx512", "b1.bf16-avx512"), ("amx", "b1.bf16-amx"), (None, "b1.bf16-any")]
 )
 def test_a_cpu_that_computes_in_bf16_takes_the_form_for_its_unit(
     rewritten: ed.Bundle, monkeypatch: pytest.MonkeyPatch, unit: str | None, file: str
@@ -128,6 +128,9 @@ def test_the_forms_for_bf16_say_what_was_rewritten(rewritten: ed.Bundle) -> None
     for graph in graphs(rewritten, "unet"):
         plain, fast = graph.bf16["any"], graph.bf16["avx512"]
         assert plain.rewrites == {"moments": 1}
+        tiled = graph.bf16["amx"]
+        assert tiled.rewrites.keys() == {"moments", "heads", "gates"}
+        assert tiled.parity is None
         assert plain.parity is None
         assert fast.rewrites["winograd"] > 0
         assert fast.parity is not None
@@ -146,12 +149,12 @@ def test_a_form_that_is_too_coarse_is_left_out(
     monkeypatch.setattr(forms, "areas_for", lambda name, halves: TileAreas(small=16, large=64))
     monkeypatch.setattr(forms, "HALF_OF_THE_GATE", 1e-6)
     bundle = ed.Bundle.open(export_tiny(checkpoint, tmp_path / "b", batches=(1,)))
-    assert list(graphs(bundle, "unet")[0].bf16) == ["any"]
+    assert list(graphs(bundle, "unet")[0].bf16) == ["any", "amx"]
     assert not list(bundle.path.rglob("*avx512*"))
 
 
 @pytest.mark.skipif(not engine_openvino.is_installed(), reason="OpenVINO is not installed")
-@pytest.mark.parametrize("unit", ["any", "avx512"])
+@pytest.mark.parametrize("unit", ["any", "amx", "avx512"])
 def test_bf16_keeps_the_moment_in_float32(
     rewritten: ed.Bundle, unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
