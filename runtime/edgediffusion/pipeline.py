@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from edgediffusion.manifest import PLAIN, variant_name
 from edgediffusion.memory_limit import MemoryLimit, plan_memory
 from edgediffusion.noise import NoiseSource, noise_source
 from edgediffusion.options import read_config
-from edgediffusion.request import Plan, Request, plan_prompts, plan_request
+from edgediffusion.request import TINY_DECODER, Plan, Request, plan_prompts, plan_request
 from edgediffusion.residency import Residency, Residents, check_residency
 from edgediffusion.result import Embeddings, Result, Step
 from edgediffusion.samplers import trajectory
@@ -34,7 +35,7 @@ from edgediffusion.start_image import encode_start
 from edgediffusion.text_conditions import Reading, TextEncoders, silence, unet_rows
 from edgediffusion.text_encoder import States, check_clip_skip
 from edgediffusion.textual_inversion import TextualInversion
-from edgediffusion.tiled_decoding import decode_tiled
+from edgediffusion.tiled_decoding import decode_all
 from edgediffusion.timing import Stopwatch
 from edgediffusion.unet import Unet
 
@@ -233,6 +234,7 @@ class Pipeline:
                     latents=state.latents,
                     denoised=state.denoised,
                     _latent=latent,
+                    _decode=partial(self._preview, plan.size),
                 )
                 if state.index + 1 < state.total:
                     yield step
@@ -337,19 +339,22 @@ class Pipeline:
         latent = self.bundle.manifest.latent
         if plan.decoder == "vae_decoder":
             latents = latents / np.float32(latent.scaling_factor) + np.float32(latent.shift_factor)
-        dtype = engine.spec.inputs[0].dtype
-        *_, height, width = engine.spec.inputs[0].shape
-
-        def decode(tile: Float) -> Float:
-            picture: Float = engine(latent_sample=tile.astype(dtype))["sample"].astype(np.float32)
-            return picture
-
         with watch(plan.decoder):
-            decoded = np.stack([decode_tiled(decode, image, (height, width)) for image in latents])
+            decoded = decode_all(engine, latents)
         require_finite(decoded, plan.decoder, "from finite latents")
         images = to_pixels(decoded)
         require_picture(images, plan.decoder)
         return images
+
+    def _preview(self, size: tuple[int, int], denoised: Float) -> NDArray[np.uint8]:
+        """Decode a step's prediction with the tiny decoder."""
+        residency = self._residents.residency
+        if residency != "all":
+            raise RequestError(
+                "preview('tiny') keeps the tiny decoder in memory beside the UNet, which residency "
+                f"{residency!r} has no room for: use preview(), or residency 'all'"
+            )
+        return to_pixels(decode_all(self.engine(TINY_DECODER, 1, size), denoised))
 
     def _text_graph(self, component: str, variant: str, watch: Stopwatch | None) -> Engine:
         return self.engine(component, watch=watch, variant=variant)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgediffusion._version import __version__
+from edgediffusion.errors import RequestError, choices
 from edgediffusion.image import preview_pixels
 from edgediffusion.manifest import LatentSpec
 from edgediffusion.picture import save_png
@@ -78,6 +80,9 @@ class Result:
         save_png(path, self.images[index], self.recipe(index))
 
 
+PreviewDecoder = Literal["linear", "tiny"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One step of the sampler, 0-based. The last one carries the result.
@@ -94,10 +99,23 @@ class Step:
     denoised: Float
     result: Result | None = None
     _latent: LatentSpec = field(repr=False)
+    _decode: Callable[[Float], NDArray[np.uint8]] = field(repr=False)
 
-    def preview(self) -> NDArray[np.uint8]:
-        """Show the predicted picture, uint8 (batch, h, w, 3) at latent size, in microseconds."""
-        return preview_pixels(self.denoised, self._latent)
+    def preview(self, decoder: PreviewDecoder = "linear") -> NDArray[np.uint8]:
+        """Show the predicted picture, uint8 (batch, height, width, 3).
+
+        decoder : ``linear``, a fit that needs no network: at the size of the latents, in
+            microseconds. ``tiny``, the bundle's tiny decoder: at full size, in the time that the
+            decoder takes, and again what loading it takes at the first preview.
+
+        Raises RequestError where the bundle has no tiny decoder, or the residency no room for it.
+        """
+        if decoder == "linear":
+            return preview_pixels(self.denoised, self._latent)
+        if decoder != "tiny":
+            known = choices(str(decoder), get_args(PreviewDecoder))
+            raise RequestError(f"unknown preview decoder {decoder!r}: {known}")
+        return self._decode(self.denoised)
 
 
 @dataclass(frozen=True)

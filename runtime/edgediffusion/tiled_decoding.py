@@ -12,10 +12,24 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgediffusion.engine import Engine
+
 Float = NDArray[np.float32]
 
 OVERLAP: Final = 0.25
 """The least share of a tile's side that it has in common with the next one."""
+
+
+def decode_all(decoder: Engine, latents: Float) -> Float:
+    """Decode latents (batch, channels, h, w), each picture in as many tiles as the graph needs."""
+    (given,) = decoder.spec.inputs
+    height, width = given.shape[2:]
+
+    def decode(tile: Float) -> Float:
+        picture = decoder(latent_sample=tile.astype(given.dtype))["sample"]
+        return picture.astype(np.float32)
+
+    return np.stack([decode_tiled(decode, image, (height, width)) for image in latents])
 
 
 def decode_tiled(decode: Callable[[Float], Float], latents: Float, tile: tuple[int, int]) -> Float:

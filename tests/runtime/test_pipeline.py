@@ -105,6 +105,43 @@ def test_the_stream_yields_every_step_and_the_last_carries_the_result(pipe: ed.P
     assert sigmas[-1] == 0
 
 
+def test_a_preview_by_the_tiny_decoder_is_of_full_size_and_near_the_picture(
+    demo: Path,
+) -> None:
+    with ed.Pipeline.open(demo, device="cpu") as pipe:
+        steps = list(pipe.stream(ed.Request(prompt="a red circle", steps=4, seed=3)))
+        assert steps[-1].result is not None
+        picture = steps[-1].result.images.astype(np.float32)
+        shown = [step.preview("tiny").astype(np.float32) for step in steps]
+        assert {each.shape for each in shown} == {(1, 128, 128, 3)}
+        errors = [float(np.abs(each - picture).mean()) for each in shown]
+        assert errors[-1] < 12
+        assert errors[-1] < errors[0]
+        request = ed.Request(prompt="a red circle", steps=4, seed=3, decoder="tiny")
+        own = pipe.generate(request).images
+        assert np.array_equal(own, steps[-1].preview("tiny"))
+
+
+def test_a_preview_between_two_steps_changes_no_picture(demo: Path) -> None:
+    request = ed.Request(prompt="a red circle", steps=3, seed=3)
+    with ed.Pipeline.open(demo, device="cpu") as pipe:
+        plain = pipe.generate(request).images
+        for step in pipe.stream(request):
+            step.preview("tiny")
+        assert step.result is not None
+        assert np.array_equal(step.result.images, plain)
+
+
+def test_previews_that_cannot_be_had_are_said(demo: Path) -> None:
+    request = ed.Request(prompt="a red circle", steps=2, seed=3)
+    with ed.Pipeline.open(demo, device="cpu", residency="one") as pipe:
+        (first, *_) = pipe.stream(request)
+        with pytest.raises(ed.RequestError, match=r"residency 'one' has no room for: use preview"):
+            first.preview("tiny")
+        with pytest.raises(ed.RequestError, match="unknown preview decoder 'tni': did you mean"):
+            first.preview("tni")  # type: ignore[arg-type]
+
+
 def test_previews_resemble_their_pictures(pipe: ed.Pipeline) -> None:
     previews, pictures = [], []
     for background in ("white", "black", "blue", "yellow", "purple", "green"):
