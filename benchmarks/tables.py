@@ -242,9 +242,11 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "starts": lambda: starts_table(read(RESULTS / "devices_shapes.json")),
     "spinning": lambda: spinning_table(read(RESULTS / "spinning.json")),
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
-    "devices_zen4": lambda: devices_table(read(ZEN4 / "devices_shapes.json")),
+    "devices_zen4": lambda: where_measured("devices_shapes.json", devices_table, ZEN4),
     "peers_sd15_zen4": lambda: where_measured("peers_sd15.json", peers_table, ZEN4),
-    "arithmetic_zen4": lambda: ways_table(read(ZEN4 / "arithmetic.json"), "arithmetic.py"),
+    "arithmetic_zen4": lambda: where_measured(
+        "arithmetic.json", lambda report: ways_table(report, "arithmetic.py"), ZEN4
+    ),
     "gpu_layout": layout,
     "peers_shapes": lambda: where_measured("peers_shapes.json", peers_table),
     "peers_summary": lambda: peers_summary(
