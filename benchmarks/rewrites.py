@@ -46,8 +46,7 @@ from edgediffusion.manifest import GraphSpec
 from edgediffusion.residency import component_name
 from edgediffusion.rounds import measure
 from edgediffusion_export.onnx_export import serialized
-from edgediffusion_export.options import REWRITES
-from edgediffusion_export.rewrites import areas_for, rewrite
+from edgediffusion_export.rewrites import FLOAT32, areas_for, rewrite
 
 SCHEMA: Final = "edgediffusion-rewrites/1"
 ALL: Final = "all"
@@ -75,8 +74,8 @@ class Options:
     @property
     def forms(self) -> dict[str, tuple[str, ...]]:
         """The rewrites of each form by its name."""
-        alone = {name: (name,) for name in REWRITES} if self.each else {}
-        return {PLAIN: (), **alone, ALL: REWRITES}
+        alone = {name: (name,) for name in FLOAT32} if self.each else {}
+        return {PLAIN: (), **alone, ALL: FLOAT32}
 
     @property
     def clock(self) -> Callable[[], int]:

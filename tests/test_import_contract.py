@@ -74,7 +74,8 @@ def refuse(*arguments, **keywords):
     raise AssertionError("a socket was opened")
 socket.socket = socket.create_connection = socket.getaddrinfo = refuse
 from edgediffusion.cli import main
-code = main(["generate", "a red circle", "-o", {str(tmp_path / "a.png")!r}, "--steps", "2"])
+words = ["generate", "a red circle", "--steps", "2", "--device", "cpu"]
+code = main([*words, "-o", {str(tmp_path / "a.png")!r}])
 assert code == 0, code
 loaded = set(sys.modules) & set({BANNED!r}) - {{"edgediffusion_export"}}
 assert not loaded, loaded

@@ -237,7 +237,11 @@ GRAPHS = [
 def test_the_demo_counts_as_pytorch_counts_it(demo: Path, component: str, batch: int) -> None:
     name = "b1" if component == "text_encoder" else f"128x128.b{batch}"
     found = count(demo / component / f"{name}.onnx").matrix_flops
-    assert found == pytest.approx(network_flops(SHAPES, component, batch, 128), rel=0.02)
+    counted = network_flops(SHAPES, component, batch, 128)
+    if batch == 1:
+        assert found == pytest.approx(counted, rel=0.02)
+    else:  # its rows share the work in front of the text, which PyTorch does for each
+        assert 0.9 * counted < found < 0.98 * counted
 
 
 class Plain(torch.nn.Module):
@@ -277,7 +281,7 @@ def test_an_expected_count_of_a_whole_demo_graph(demo: Path) -> None:
     assert cost.flops["conv"] > cost.flops["matmul"] > cost.flops["attention"] > 0
     assert cost.weight_bytes < cost.activation_bytes < cost.unfused_bytes
     doubled = count(demo / "unet" / "128x128.b1.onnx")
-    assert cost.matrix_flops == pytest.approx(2 * doubled.matrix_flops, rel=0.01)
+    assert 1.8 * doubled.matrix_flops < cost.matrix_flops < 1.9 * doubled.matrix_flops
     assert cost.weight_bytes == pytest.approx(doubled.weight_bytes, rel=0.01)
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from edgediffusion.brownian import _Path, brownian_noise, sde_levels
 from edgediffusion.errors import RequestError
 from edgediffusion.noise import TorchCpuNoise
+from tests.other_roundings import on_amd
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "noise.safetensors"
 LOW, HIGH = 0.0292, 14.6146
@@ -120,6 +121,7 @@ def test_equals_torchsde_at_full_size() -> None:
     assert_equal_noise(torchsde_noise((1, 4, 64, 64), 9, LOW, HIGH), noise, queries(8))
 
 
+@on_amd
 @needs_torchsde
 def test_levels_are_those_of_diffusers() -> None:
     import torch

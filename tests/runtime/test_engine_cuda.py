@@ -133,7 +133,10 @@ def test_pictures_are_made_on_it(
             result = pipe.generate(request)
         pictures[device] = result.images
         assert result.device == device
-    assert np.array_equal(pictures["cpu"], pictures["cuda"])
+    # the CPU stands in for the GPU, by a session of other options: sums in another order
+    apart = np.abs(pictures["cpu"].astype(int) - pictures["cuda"])
+    assert apart.max() <= 1
+    assert np.count_nonzero(apart) < 20
 
 
 def test_the_graph_for_cuda_is_taken_where_there_is_one(

@@ -230,6 +230,7 @@ def with_det(tmp_path: Path, demo: Path) -> tuple[GraphSpec, Path]:
         msgspec.structs.replace(
             spec,
             file="g.onnx",
+            bf16={},
             inputs=(msgspec.structs.replace(tensor, name="x", shape=(1, 4, 8, 8)),),
             outputs=(msgspec.structs.replace(tensor, name="w", shape=(1, 4)),),
         ),

@@ -138,7 +138,7 @@ def test_the_forms_for_bf16_say_what_was_rewritten(rewritten: ed.Bundle) -> None
         assert [tensor.name for tensor in fast.hidden] == ["moment_features"]
         assert fast.hidden == plain.hidden
     assert graphs(rewritten, "text_encoder")[0].bf16 == {}
-    assert list(graphs(rewritten, "vae_encoder")[0].bf16) in (["avx512"], [])
+    assert not {"any"} & graphs(rewritten, "vae_encoder")[0].bf16.keys()
     assert not list(rewritten.path.rglob("*stand-in*"))
 
 
@@ -149,7 +149,7 @@ def test_a_form_that_is_too_coarse_is_left_out(
     monkeypatch.setattr(forms, "areas_for", lambda name, halves: TileAreas(small=16, large=64))
     monkeypatch.setattr(forms, "HALF_OF_THE_GATE", 1e-6)
     bundle = ed.Bundle.open(export_tiny(checkpoint, tmp_path / "b", batches=(1,)))
-    assert list(graphs(bundle, "unet")[0].bf16) == ["any", "amx"]
+    assert graphs(bundle, "unet")[0].bf16.keys() == {"any", "amx"}
     assert not list(bundle.path.rglob("*avx512*"))
 
 
