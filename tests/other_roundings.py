@@ -1,9 +1,9 @@
 """What PyTorch rounds otherwise on AMD's CPUs.
 
 PyTorch takes exponentials, logarithms and roots from libraries that choose their code by the CPU,
-so now and then a last bit differs. Most comparisons hold all the same. These do not: trajectories that
-amplify a rounding, where diffusers' own float32 lands elsewhere than on Intel, and levels read from
-logarithms. They are held on Intel's CPUs; on AMD's a failure of theirs is expected.
+so now and then a last bit differs. Most comparisons hold all the same. These do not: trajectories
+that amplify a rounding, where diffusers' own float32 lands elsewhere than on Intel, and levels read
+from logarithms. They are held on Intel's CPUs; on AMD's a failure of theirs is expected.
 """
 
 from __future__ import annotations
