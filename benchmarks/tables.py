@@ -244,6 +244,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "lesser_cpus": lambda: lesser_cpus_table(read(RESULTS / "lesser_cpus.json")),
     "devices_zen4": lambda: where_measured("devices_shapes.json", devices_table, ZEN4),
     "peers_sd15_zen4": lambda: where_measured("peers_sd15.json", peers_table, ZEN4),
+    "peers_sd15_fast_zen4": lambda: where_measured("peers_sd15_fast.json", peers_table, ZEN4),
     "arithmetic_zen4": lambda: where_measured(
         "arithmetic.json", lambda report: ways_table(report, "arithmetic.py"), ZEN4
     ),
