@@ -10,7 +10,7 @@ from benchmarks.reports import read_report
 from benchmarks.rewrites import SCHEMA, Options, main
 from benchmarks.rewrites_table import rewrites_table
 from edgediffusion.errors import RequestError
-from edgediffusion_export.options import REWRITES
+from edgediffusion_export.rewrites import FLOAT32
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_shares_are_taken_round_by_round(demo: Path) -> None:
 
 
 def test_each_rewrite_is_measured_by_itself_unless_told_otherwise() -> None:
-    assert list(Options().forms) == ["plain", *REWRITES, "all"]
+    assert list(Options().forms) == ["plain", *FLOAT32, "all"]
     assert list(Options(each=False).forms) == ["plain", "all"]
 
 
