@@ -158,8 +158,6 @@ def _repeat_for_others(graph: ir.Graph, shapes: dict[Any, Any], own: set[Any]) -
 
 
 def _repeat(graph: ir.Graph, before: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-    patch = Patch(graph, before)
-    target = patch.constant(f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
-    rows = patch.add("Expand", value, target)
+    rows = Patch(graph, before).expand(value, *shape)
     rows.shape, rows.type, rows.name = ir.Shape(shape), value.type, f"{value.name}.rows"
     return rows

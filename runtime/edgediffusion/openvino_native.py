@@ -76,7 +76,7 @@ def _openvino() -> Any:
 def _said(error: Exception) -> str:
     """What OpenVINO's message comes to."""
     lines = [line for line in str(error).splitlines() if not line.startswith(_HEADINGS)]
-    return first_line(type(error)("\n".join(lines)))
+    return first_line(RuntimeError("\n".join(lines)))  # what OpenVINO raises
 
 
 class Port(NamedTuple):

@@ -33,8 +33,14 @@ class Patch:
 
     def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
         """Lay the numbers of ``value`` out in another shape."""
-        target = self.constant(f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
-        return self.add("Reshape", value, target)
+        return self.add("Reshape", value, self._sides(shape))
+
+    def expand(self, value: ir.Value, *shape: int) -> ir.Value:
+        """Repeat ``value`` to a larger shape."""
+        return self.add("Expand", value, self._sides(shape))
+
+    def _sides(self, shape: Sequence[int]) -> ir.Value:
+        return self.constant(f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
 
     def transpose(self, value: ir.Value, *sides: int) -> ir.Value:
         """Put the sides of ``value`` into another order."""

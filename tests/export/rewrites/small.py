@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,12 @@ def check(model: ir.Model) -> None:
     proto = ir.serde.serialize_model(model)
     checker.check_model(proto, full_check=True)
     shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+
+
+def let_out(model: ir.Model, name: str) -> None:
+    """Make a value of the graph one of its outputs."""
+    (found,) = (out for node in model.graph for out in node.outputs if out.name == name)
+    model.graph.outputs.append(found)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,13 @@ class Small:
         return ir.serde.deserialize_model(
             shape_inference.infer_shapes(made, strict_mode=True, data_prop=True)
         )
+
+    def with_computed(self, weight: str) -> Small:
+        """The same, with a constant that the graph computes itself."""
+        double = helper.make_node("Add", ["half", "half"], [weight])
+        constants = {n: a for n, a in self.constants.items() if n != weight}
+        constants["half"] = self.constants[weight]
+        return replace(self, nodes=[double, *self.nodes], constants=constants)
 
     def run(self, model: ir.Model) -> NDArray[np.float32]:
         """Compute ``y`` for inputs drawn from fixed seeds."""

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from edgediffusion.golden import relative_l2
 from edgediffusion_export.rewrites.gates import split_gates
-from tests.export.rewrites.small import Small, check, draw, operators
+from tests.export.rewrites.small import Small, check, draw, let_out, operators
 from tests.export.rewrites.unets import traced_unet
 
 INS, HALF = 12, 20
@@ -102,18 +102,13 @@ def test_values_that_are_read_elsewhere_stay(value: str) -> None:
 @pytest.mark.parametrize("value", ["p", "s", "l", "r", "g"])
 def test_values_that_leave_the_graph_stay(value: str) -> None:
     model = traced().model()
-    (found,) = (out for node in model.graph for out in node.outputs if out.name == value)
-    model.graph.outputs.append(found)
+    let_out(model, value)
     assert split_gates(model) == 0
 
 
 @pytest.mark.parametrize("weight", ["w", "b"])
 def test_weights_that_are_computed_stay(weight: str) -> None:
-    graph = traced()
-    double = helper.make_node("Add", ["half", "half"], [weight])
-    constants = {n: a for n, a in graph.constants.items() if n != weight}
-    constants["half"] = graph.constants[weight]
-    model = replace(graph, nodes=[double, *graph.nodes], constants=constants).model()
+    model = traced().with_computed(weight).model()
     assert split_gates(model) == 0
 
 

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from edgediffusion.golden import relative_l2
 from edgediffusion_export.rewrites.heads import pad_heads
-from tests.export.rewrites.small import Arrays, Small, check, draw, operators
+from tests.export.rewrites.small import Arrays, Small, check, draw, let_out, operators
 from tests.export.rewrites.unets import traced_unet
 
 BATCH, TOKENS, TEXT, CHANNELS, OUTS = 2, 12, 5, 24, 20
@@ -250,18 +250,13 @@ def test_values_that_are_read_elsewhere_stay(value: str) -> None:
 @pytest.mark.parametrize("value", ["q0", "v2", "a"])
 def test_values_that_leave_the_graph_stay(value: str) -> None:
     model = traced().model()
-    (found,) = (out for node in model.graph for out in node.outputs if out.name == value)
-    model.graph.outputs.append(found)
+    let_out(model, value)
     assert pad_heads(model) == 0
 
 
 @pytest.mark.parametrize("weight", ["q.weight", "k.weight", "v.weight", "o.weight"])
 def test_weights_that_are_computed_stay(weight: str) -> None:
-    graph = traced()
-    double = helper.make_node("Add", ["half", "half"], [weight])
-    constants = {n: a for n, a in graph.constants.items() if n != weight}
-    constants["half"] = graph.constants[weight]
-    model = replace(graph, nodes=[double, *graph.nodes], constants=constants).model()
+    model = traced().with_computed(weight).model()
     assert pad_heads(model) == 0
 
 
